@@ -1,0 +1,1 @@
+"""Recordings: the data set as a table, its waveforms, and the batches drawn from them."""
