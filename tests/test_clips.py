@@ -6,14 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dns_jax.data.clips import (
-    SKIP_BAD,
-    DataError,
-    Refusal,
-    describe_refusals,
-    read_clips,
-    split_validation,
-)
+from dns_jax.data.clips import read_clips, split_validation
+from dns_jax.data.refusals import SKIP_BAD, DataError, Refusal, describe_refusals
 
 TEST_CLIP = "section_03_source_test_0000"
 GROUND_TRUTH = "ground_truth_fan_section_03_source_test.csv"

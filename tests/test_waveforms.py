@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 import soundfile
 
-from dns_jax.data import waveforms as module
-from dns_jax.data.clips import SKIP_BAD, DataError, Refusal, describe_refusals, read_clips
+from dns_jax.data import cache as module
+from dns_jax.data.clips import read_clips
+from dns_jax.data.refusals import SKIP_BAD, DataError, Refusal, describe_refusals
 from dns_jax.data.waveforms import Waveforms, open_waveforms
 
 RATE, SEGMENT = 16000, 64000

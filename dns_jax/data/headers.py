@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
-from dns_jax.data.clips import SKIP_BAD
+from dns_jax.data.refusals import SKIP_BAD
 
 SILENT = "silent (all samples are 0)"
 CONSTANT = "constant (all samples are equal)"
@@ -75,7 +75,7 @@ class Recording(NamedTuple):
 
 
 def check_header(path: str, wanted: Wanted) -> Header:
-    """Decides by its header whether a recording can be used.
+    """Decide by its header whether a recording can be used.
 
     Args:
       path: a WAV (also WAVE_FORMAT_EXTENSIBLE and RF64) or FLAC file, told by content, not by name.
@@ -103,7 +103,7 @@ def check_header(path: str, wanted: Wanted) -> Header:
 
 
 def decode(path: str, header: Header, wanted: Wanted, kind: np.dtype) -> Recording:
-    """Decodes a recording whose header has been accepted.
+    """Decode a recording whose header has been accepted.
 
     Args:
       path: the file.
@@ -176,7 +176,7 @@ def _read_header(path: str) -> Header:
 
 
 def _check_wav(file: BinaryIO, size: int) -> None:
-    """Walks the chunks of a RIFF or RF64 file (EBU Tech 3306) up to its samples."""
+    """Walk the chunks of a RIFF or RF64 file (EBU Tech 3306) up to its samples."""
     form = file.read(8)[4:]
     if len(form) == 4 and form != b"WAVE":
         raise Unusable(f"not audio (a RIFF file of type {form!r})")

@@ -1,0 +1,36 @@
+"""What is said about files that cannot be used."""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+SKIP_BAD = "--config.data.skip_bad=True"
+
+
+class DataError(ValueError):
+    """The data cannot be used as they are; the message is what a user reads."""
+
+
+class Refusal(NamedTuple):
+    """One file that cannot be used: why, and the option that would accept it or leave it out."""
+
+    path: str
+    reason: str
+    option: str = SKIP_BAD
+
+
+def describe_refusals(refusals: Iterable[Refusal]) -> str:
+    """Return one message that lists every refused file with its reason and option."""
+    lines = [f"  {printable(path)}: {reason} [{option}]" for path, reason, option in refusals]
+    files = "1 file" if len(lines) == 1 else f"{len(lines)} files"
+    head = (
+        f"{files} cannot be used (in brackets: the option that accepts or leaves out such a file):"
+    )
+    return "\n".join([head, *lines])
+
+
+def printable(path: str | os.PathLike) -> str:
+    """Return a path on one line and in valid Unicode, whatever bytes its name is made of."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path)
+    )
