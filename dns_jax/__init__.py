@@ -1,0 +1,10 @@
+"""Discriminative neighbourhood smoothing for anomalous machine sound detection, in JAX.
+
+Eq. 7 of the paper is `smooth`; the paper itself, stage by stage, is `dns_jax.experiment`.
+"""
+
+from dns_jax.smoothing import smooth, smooth_queries, smooth_sweep
+
+__version__ = "0.1.0"
+
+__all__ = ["smooth", "smooth_queries", "smooth_sweep"]
