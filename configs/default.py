@@ -1,0 +1,104 @@
+"""Every field of a run with the paper's values; the other configurations change a few of them.
+
+Where the paper is silent the comment names the source that is followed: [P] the paper, [S] the code
+of SerialOE and its recipes, [B] the official DCASE 2021 baseline.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the configuration of the paper for all machines in `data_dir`."""
+    config = ml_collections.ConfigDict()
+    config.data_dir = ""  # holds <machine>/{train,source_test,target_test}
+    config.machines = ()  # the targets; empty: every machine that has test recordings
+    config.validation_sections = (0, 1, 2)  # choose K, clusters and Data [P]
+    config.evaluation_sections = (3, 4, 5)  # are reported [P]
+    config.seeds = (0,)
+    config.progress = True  # bars on the terminal; no part of a run's identity
+    config.checkpoint_seconds = 60.0  # likewise
+
+    config.data = data = ml_collections.ConfigDict()
+    data.rate = 16000  # Hz [P]
+    data.segment_seconds = 4.0  # training crop and test window [P]
+    data.hop_seconds = 1.0  # between test windows: seven in 10 s, 75 % overlap [P]
+    data.resample = False  # accept recordings of another rate
+    data.channel = -1  # accept recordings of several channels and take this one
+    data.skip_bad = False  # leave refused recordings out; in the results they stay, unscored
+    data.labels = ""  # evaluator's ground-truth folder or eval_data_list.csv; empty: in data_dir
+    data.cache_dir = ""  # decoded waveforms; empty: in the workdir
+    data.synthetic = False  # write the embedded factory into the workdir and use it
+
+    config.autoencoder = ae = ml_collections.ConfigDict()
+    ae.front_end = ml_collections.ConfigDict(  # [P]; Slaney mel, dB [B]
+        {
+            "rate": data.get_ref("rate"),
+            "window_ms": 64.0,
+            "hop_ms": 32.0,
+            "mels": 128,
+            "low_hz": 50.0,
+            "high_hz": 7800.0,
+        }
+    )
+    ae.adjacent_frames = 5  # [P]
+    ae.hidden = 128  # [B]
+    ae.depth = 4  # hidden layers on either side of the bottleneck [B]
+    ae.bottleneck = 8  # [B]
+    ae.learning_rate = 1e-3  # Adam, fixed [P]
+    ae.batch = 16  # segments [P]
+    ae.epochs = 1500  # one crop of every training recording each [P]
+    ae.validate_every = 5  # epochs; the lowest validation loss is kept [S]
+
+    config.serial_oe = oe = ml_collections.ConfigDict()
+    oe.front_end = ml_collections.ConfigDict(  # [P]; magnitude, no logarithm, HTK mel [S]
+        {
+            "rate": data.get_ref("rate"),
+            "window_ms": 128.0,
+            "hop_ms": 16.0,
+            "mels": 224,
+            "low_hz": 50.0,
+            "high_hz": 7800.0,
+        }
+    )
+    oe.backbone = ml_collections.ConfigDict(  # EfficientNet-B0 [P]
+        {
+            "stem": 32,
+            # expand, channels, repeats, stride, kernel
+            "stages": (
+                (1, 16, 1, 1, 3),
+                (6, 24, 2, 2, 3),
+                (6, 40, 2, 2, 5),
+                (6, 80, 3, 2, 3),
+                (6, 112, 3, 1, 5),
+                (6, 192, 4, 2, 5),
+                (6, 320, 1, 1, 3),
+            ),
+            "head": 1280,
+            "width": 1.0,
+            "depth": 1.0,
+        }
+    )
+    oe.feature = 128  # [P]
+    oe.dropout = 0.3  # [S]
+    oe.machine_head = "linear"  # g_mac [P]; "squared_norm" as in [S]
+    oe.product_weight = 5.0  # lambda_id [P]
+    oe.mixup_alpha = 0.2  # [S]
+    oe.mixup_schedule = "always"  # [P] is silent; "ramp_up", "ramp_down": two recipes of [S]
+    oe.learning_rate = 1e-3  # peak of OneCycle [P]
+    oe.weight_decay = 0.0  # of AdamW [S]
+    oe.batch = 128  # half of the target machine, half pseudo-anomalous [P]
+    oe.epochs = 150  # every training recording of the target once each [P]
+    oe.validate_every = 5  # epochs [S]
+
+    config.inlier = inlier = ml_collections.ConfigDict()  # h, a GMM for each section
+    inlier.clusters = (1, 2, 4, 8, 16, 32)  # [P] Table I, [S]
+    inlier.default_clusters = 2  # for a machine without validation sections
+    inlier.fit_split = "all"  # normal training recordings [P]: "train", "validation" [S] or "all"
+
+    config.smoothing = smoothing = ml_collections.ConfigDict()  # the pool Y of eq. 7
+    smoothing.unit = "segment"  # or "clip"; fits Table I's K
+    smoothing.scope = "section"  # or "machine"; fits Table I's K
+    smoothing.default_k = 32  # for a machine without validation sections
+
+    config.scoring_batch = 32  # segments scored at a time
+    return config

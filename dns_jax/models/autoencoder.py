@@ -1,0 +1,64 @@
+"""The generative model: a ten-layer dense autoencoder f_G and its score a_G (section II-A)."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dns_jax.features import log_mel, make_front_end, stack_frames
+from dns_jax.models.batch_norm import BatchNorm
+
+
+class Autoencoder(nnx.Module):
+    """640-128x4-8-128x4-640: batch norm and ReLU after every layer but the last."""
+
+    def __init__(self, config, *, rngs: nnx.Rngs):
+        """Build f_G.
+
+        Args:
+          config: `config.autoencoder`: front_end, adjacent_frames, hidden, depth, bottleneck.
+          rngs: source of the initial weights (Glorot, as in the official baseline).
+        """
+        self.front_end = make_front_end(config.front_end)
+        self.adjacent = config.adjacent_frames
+        vector = self.adjacent * self.front_end.mels
+        half = (config.hidden,) * config.depth
+        sizes = (vector, *half, config.bottleneck, *half, vector)
+        self.layers = nnx.List(
+            nnx.Linear(i, o, kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs)
+            for i, o in pairwise(sizes)
+        )
+        # Keras's defaults, which the official baseline uses.
+        self.norms = nnx.List(BatchNorm(o, momentum=0.01, epsilon=1e-3) for o in sizes[1:-1])
+
+    def extract(self, segments: jax.Array) -> jax.Array:
+        """Compute psi: ``f32[batch, samples] -> f32[batch, vectors, D]`` in dB, D = 640."""
+        return stack_frames(log_mel(segments, self.front_end), self.adjacent)
+
+    def __call__(self, vectors: jax.Array, *, train: bool) -> jax.Array:
+        """Reconstruct ``vectors: f32[..., D]``."""
+        # One row axis: XLA's matrix products on the CPU are slower with two.
+        hidden = vectors.reshape(-1, vectors.shape[-1])
+        for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
+            hidden = nnx.relu(norm(layer(hidden), train=train))
+        return self.layers[-1](hidden).reshape(vectors.shape)
+
+
+def reconstruction_loss(vectors: jax.Array, reconstructed: jax.Array) -> jax.Array:
+    """Return L_AE of eq. 1: the mean over the M vectors of the mini-batch and their D numbers."""
+    return jnp.mean(jnp.square(vectors - reconstructed))
+
+
+def score_segments(autoencoder: Autoencoder, segments: jax.Array) -> jax.Array:
+    """Compute a_AE of eq. 2, averaged over the vectors of each segment.
+
+    Args:
+      autoencoder: f_G.
+      segments: f32[batch, samples], standardised waveforms.
+
+    Returns:
+      f32[batch], in dB^2; high means anomalous.
+    """
+    vectors = autoencoder.extract(segments)
+    return jnp.mean(jnp.square(vectors - autoencoder(vectors, train=False)), axis=(-2, -1))

@@ -1,0 +1,40 @@
+"""Batch normalisation with PyTorch's running statistics, shared by the two networks.
+
+Flax averages the biased variance; the paper's lineage (and Keras) averages the unbiased one, which
+matters where statistics come from few rows.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class BatchNorm(nnx.Module):
+    """y = (x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last."""
+
+    def __init__(self, features: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        """Create scale 1, bias 0, running mean 0 and variance 1.
+
+        Args:
+          features: size of the last axis.
+          momentum: weight of the new batch in the running statistics (PyTorch's convention).
+          epsilon: added to the variance.
+        """
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalise ``x: f32[..., features]`` by its batch (train) or the running statistics."""
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            rows = x.size // x.shape[-1]
+            mean = jnp.mean(x, axes)
+            var = jnp.mean(jnp.square(x - mean), axes)
+            self.mean[...] += self.momentum * (mean - self.mean[...])
+            self.var[...] += self.momentum * (var * rows / (rows - 1) - self.var[...])
+        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]

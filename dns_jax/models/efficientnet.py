@@ -1,0 +1,162 @@
+"""EfficientNet-B0 (the TensorFlow variant of timm), the backbone of SerialOE's f_D.
+
+SAME padding (asymmetric at even sizes), batch norm with epsilon 1e-3, SiLU, squeeze-and-excitation
+with a quarter of the block's input channels, no stochastic depth. Tan and Le, "EfficientNet", 2019;
+weights of Xie et al. [17] have this layout. Tensors are ``f32[batch, mels, frames, channels]``.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dns_jax.models.batch_norm import BatchNorm
+
+EPSILON = 1e-3
+
+
+class Stage(NamedTuple):
+    """One row of the stage table; `stride` is that of the first of the `repeats` blocks."""
+
+    expand: int
+    channels: int
+    repeats: int
+    stride: int
+    kernel: int
+
+
+def _round_channels(channels: float) -> int:
+    """Round to a multiple of 8, never down by more than a tenth."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+# timm's initial weights: normal with variance 2 / fan_out.
+_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _conv(inputs, outputs, rngs, *, kernel=1, stride=1, bias=False):
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel, kernel),
+        strides=stride,
+        padding="SAME",
+        use_bias=bias,
+        kernel_init=_FAN_OUT,
+        rngs=rngs,
+    )
+
+
+class DepthwiseConv(nnx.Module):
+    """One k x k filter a channel, SAME padding."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, *, rngs: nnx.Rngs):
+        self.stride = stride
+        weights = jax.random.normal(rngs.params(), (kernel, kernel, channels))
+        self.kernel = nnx.Param(math.sqrt(2) / kernel * weights)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Filter ``x: f32[batch, mels, frames, channels]``."""
+        # XLA's grouped convolution on the CPU takes five times as long as shifted products.
+        return jax.lax.platform_dependent(
+            x, self.kernel[...], cpu=self._shifted_products, default=self._grouped
+        )
+
+    def _grouped(self, x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None, :],
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+        )
+
+    def _shifted_products(self, x, kernel):
+        size, stride = kernel.shape[0], self.stride
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        rows, columns = (-(-n // stride) for n in x.shape[1:3])
+        return sum(
+            padded[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
+            * kernel[i, j]
+            for i in range(size)
+            for j in range(size)
+        )
+
+
+class SqueezeExcite(nnx.Module):
+    """Scale the channels by a gate computed from their global means."""
+
+    def __init__(self, channels: int, reduced: int, *, rngs: nnx.Rngs):
+        self.reduce = _conv(channels, reduced, rngs, bias=True)
+        self.expand = _conv(reduced, channels, rngs, bias=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Gate ``x: f32[batch, mels, frames, channels]``."""
+        gate = nnx.silu(self.reduce(jnp.mean(x, (1, 2), keepdims=True)))
+        return x * nnx.sigmoid(self.expand(gate))
+
+
+class MBConv(nnx.Module):
+    """Inverted residual: expand, depthwise, squeeze-and-excitation, project."""
+
+    def __init__(self, inputs: int, stage: Stage, stride: int, *, rngs: nnx.Rngs):
+        middle = inputs * stage.expand
+        self.residual = stride == 1 and inputs == stage.channels
+        self.expands = stage.expand > 1
+        if self.expands:
+            self.expand = _conv(inputs, middle, rngs)
+            self.expand_norm = BatchNorm(middle, epsilon=EPSILON)
+        self.depthwise = DepthwiseConv(middle, stage.kernel, stride, rngs=rngs)
+        self.depthwise_norm = BatchNorm(middle, epsilon=EPSILON)
+        self.squeeze_excite = SqueezeExcite(middle, max(1, round(inputs / 4)), rngs=rngs)
+        self.project = _conv(middle, stage.channels, rngs)
+        self.project_norm = BatchNorm(stage.channels, epsilon=EPSILON)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Transform ``x: f32[batch, mels, frames, inputs]``."""
+        y = x
+        if self.expands:
+            y = nnx.silu(self.expand_norm(self.expand(y), train=train))
+        y = nnx.silu(self.depthwise_norm(self.depthwise(y), train=train))
+        y = self.project_norm(self.project(self.squeeze_excite(y)), train=train)
+        return x + y if self.residual else y
+
+
+class EfficientNet(nnx.Module):
+    """Stem, stages and head, up to the features before pooling."""
+
+    def __init__(self, config, *, rngs: nnx.Rngs):
+        """Build the network.
+
+        Args:
+          config: `config.serial_oe.backbone`: stem, stages (rows of expand, channels, repeats,
+            stride, kernel), head, width and depth multipliers. B0 has 32, seven stages, 1280, 1, 1.
+          rngs: source of the initial weights.
+        """
+        stages = [Stage(*row) for row in config.stages]
+        channels = _round_channels(config.stem * config.width)
+        self.stem = _conv(1, channels, rngs, kernel=3, stride=2)
+        self.stem_norm = BatchNorm(channels, epsilon=EPSILON)
+        blocks = []
+        for stage in stages:
+            stage = stage._replace(channels=_round_channels(stage.channels * config.width))
+            for i in range(math.ceil(stage.repeats * config.depth)):
+                stride = stage.stride if i == 0 else 1
+                blocks.append(MBConv(channels, stage, stride, rngs=rngs))
+                channels = stage.channels
+        self.blocks = nnx.List(blocks)
+        self.features = _round_channels(config.head * config.width)
+        self.head = _conv(channels, self.features, rngs)
+        self.head_norm = BatchNorm(self.features, epsilon=EPSILON)
+
+    def __call__(self, spectra: jax.Array, *, train: bool) -> jax.Array:
+        """Map ``f32[batch, mels, frames]`` to ``f32[batch, mels / 32, frames / 32, features]``."""
+        x = nnx.silu(self.stem_norm(self.stem(spectra[..., None]), train=train))
+        for block in self.blocks:
+            x = block(x, train=train)
+        return nnx.silu(self.head_norm(self.head(x), train=train))

@@ -1,0 +1,157 @@
+"""The discriminative model: SerialOE's feature extractor f_D, heads and loss (section II-B).
+
+The layout of the head is that of SerialOE's code (Kuroyanagi et al. [10]).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from dns_jax.features import make_front_end, mel_magnitude
+from dns_jax.models.batch_norm import BatchNorm
+from dns_jax.models.efficientnet import EfficientNet
+
+
+def _linear(inputs, outputs, rngs, *, bias=True):
+    bound = 1 / math.sqrt(inputs)
+
+    def uniform(key, shape, dtype):  # PyTorch's initial weights and biases
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(
+        inputs, outputs, use_bias=bias, kernel_init=uniform, bias_init=uniform, rngs=rngs
+    )
+
+
+class SerialOE(nnx.Module):
+    """f_D with the two heads g_mac (target machine or not) and g_id (which product ID)."""
+
+    def __init__(self, config, products: int, *, rngs: nnx.Rngs):
+        """Build the network.
+
+        Args:
+          config: `config.serial_oe`: front_end, backbone, feature, dropout, machine_head.
+          products: C, the number of product IDs (sections) of the target machine.
+          rngs: source of the initial weights.
+        """
+        self.front_end = make_front_end(config.front_end)
+        self.machine_head = config.machine_head
+        self.backbone = EfficientNet(config.backbone, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.neck = _linear(self.backbone.features, config.feature, rngs)
+        self.neck_norm = BatchNorm(config.feature)
+        self.slope = nnx.Param(jnp.full((), 0.25, jnp.float32))
+        self.embed = _linear(config.feature, config.feature, rngs)
+        inputs = 1 if config.machine_head == "squared_norm" else config.feature
+        self.machine = _linear(inputs, 1, rngs)
+        self.product = _linear(config.feature, products, rngs, bias=False)
+
+    def __call__(self, segments: jax.Array, *, train: bool, key: jax.Array | None = None):
+        """Compute f_D.
+
+        Args:
+          segments: f32[batch, samples], standardised waveforms.
+          train: batch statistics and dropout instead of running statistics.
+          key: random key of the dropout; needed where `train` is true.
+
+        Returns:
+          f32[batch, feature], 128 numbers a segment in the paper, not normalised.
+        """
+        spectra = mel_magnitude(segments, self.front_end)
+        pooled = jnp.mean(self.backbone(spectra, train=train), (1, 2))
+        hidden = self.neck(self.dropout(pooled, deterministic=not train, rngs=key))
+        hidden = self.neck_norm(hidden, train=train)
+        hidden = jnp.where(hidden > 0, hidden, self.slope[...] * hidden)  # PReLU
+        return self.embed(hidden)
+
+    def classify_machine(self, features: jax.Array) -> jax.Array:
+        """Compute the logit g_mac: ``f32[batch, feature] -> f32[batch]``."""
+        if self.machine_head == "squared_norm":
+            features = jnp.mean(jnp.square(features), axis=-1, keepdims=True)
+        return self.machine(features)[..., 0]
+
+    def classify_product(self, features: jax.Array) -> jax.Array:
+        """Compute the logits g_id: ``f32[batch, feature] -> f32[batch, C]``."""
+        return self.product(features)
+
+
+def serial_oe_loss(
+    model: SerialOE,
+    features: jax.Array,
+    machine: jax.Array,
+    product: jax.Array,
+    product_weight: float,
+) -> jax.Array:
+    """Return L_SerialOE of eq. 3 = L_machine (eq. 4) + lambda_id L_id (eq. 6) of every row.
+
+    The binary cross-entropy has the minus sign that eq. 5 lacks.
+
+    Args:
+      model: the heads g_mac and g_id.
+      features: f32[batch, feature], f_D of the mini-batch.
+      machine: f32[batch], t_mac in [0, 1]: 1 for the target machine, 0 for pseudo-anomalous sounds.
+      product: f32[batch, C], t_id in [0, 1]: one-hot, all zero for pseudo-anomalous sounds.
+      product_weight: lambda_id, 5 in the paper.
+
+    Returns:
+      f32[batch]; the loss of the mini-batch is its mean.
+    """
+    bce = optax.sigmoid_binary_cross_entropy
+    machine_loss = bce(model.classify_machine(features), machine)
+    product_loss = jnp.mean(bce(model.classify_product(features), product), axis=-1)
+    return machine_loss + product_weight * product_loss
+
+
+def mix_up(
+    key: jax.Array,
+    alpha: float,
+    share: jax.Array | float,
+    waveforms: jax.Array,
+    *labels: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Mix every row of a batch with another row of it, waveforms and labels alike [20].
+
+    Args:
+      key: random key.
+      alpha: each row's weight is drawn from Beta(alpha, alpha).
+      share: probability that this batch is mixed at all.
+      waveforms: f32[batch, samples].
+      *labels: f32[batch, ...] targets in [0, 1].
+
+    Returns:
+      The mixed waveforms and labels, shaped as they came.
+    """
+    key_pairs, key_weights, key_share = jax.random.split(key, 3)
+    rows = waveforms.shape[0]
+    partner = jax.random.permutation(key_pairs, rows)
+    weight = jax.random.beta(key_weights, alpha, alpha, (rows,))
+    weight = jnp.where(jax.random.uniform(key_share) < share, weight, 1.0)
+
+    def mix(x):
+        w = weight.reshape((rows,) + (1,) * (x.ndim - 1))
+        return w * x + (1 - w) * x[partner]
+
+    return tuple(mix(x) for x in (waveforms, *labels))
+
+
+def mix_up_share(schedule: str, progress: jax.Array) -> jax.Array | float:
+    """Return the probability that a batch is mixed.
+
+    Args:
+      schedule: "always" (the paper names no schedule), or the ramps of the two published recipes:
+        "ramp_up" (0 to 1 over the first half, then 1) and "ramp_down" (1 to 0).
+      progress: f32 in [0, 1], the part of the training that is done.
+
+    Raises:
+      ValueError: for another schedule.
+    """
+    if schedule == "always":
+        return 1.0
+    if schedule == "ramp_up":
+        return 0.5 * (1 - jnp.cos(jnp.minimum(2 * progress, 1.0) * jnp.pi))
+    if schedule == "ramp_down":
+        return jnp.cos(progress * jnp.pi / 2)
+    raise ValueError(f"mix-up schedule {schedule!r}: it may be always, ramp_up or ramp_down")

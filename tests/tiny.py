@@ -1,0 +1,71 @@
+"""What several tests share: networks that compile in seconds, and recordings made of noise."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from configs import default
+
+
+def make_config():
+    """Return the paper's configuration with half-second segments at 4 kHz and small networks."""
+    config = default.get_config()
+    config.progress = False
+    config.checkpoint_seconds = 1e9
+    config.data.update({"rate": 4000, "segment_seconds": 0.5, "hop_seconds": 0.125})
+    for network in (config.autoencoder, config.serial_oe):
+        network.front_end.update({"mels": 16, "high_hz": 1900.0})
+    config.autoencoder.update({"hidden": 16, "bottleneck": 4, "batch": 4, "epochs": 3})
+    config.serial_oe.update({"feature": 8, "batch": 8, "epochs": 3})
+    config.serial_oe.front_end.window_ms = 32.0
+    config.serial_oe.backbone.update(
+        {"stem": 8, "head": 16, "stages": ((1, 8, 1, 1, 3), (2, 16, 2, 2, 5))}
+    )
+    return config
+
+
+def randomise(make, seed=0):
+    """Build a module without running its initialisers; all its parameters are random.
+
+    Other scales, biases and running statistics than 1 and 0 show what a fresh network hides.
+    """
+    rng = np.random.default_rng(seed)
+    graph, state = nnx.split(nnx.eval_shape(make))
+
+    def draw(path, array):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            drawn = rng.uniform(0.5, 2, array.shape)
+        elif name == "kernel":
+            drawn = rng.normal(size=array.shape) / np.sqrt(np.prod(array.shape[:-1]))
+        else:
+            drawn = 0.3 * rng.normal(size=array.shape)
+        return jax.numpy.asarray(drawn, array.dtype)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state)))
+
+
+def initialise(make):
+    """Build a module with its initial weights, in one compilation."""
+    graph = nnx.graphdef(nnx.eval_shape(make))
+    return nnx.merge(graph, jax.jit(lambda: nnx.to_pure_dict(nnx.state(make())))())
+
+
+class Recordings:
+    """Standardised noise; stands for `dns_jax.data.waveforms.Waveforms` and notes what is cut."""
+
+    def __init__(self, lengths, seed=0):
+        rng = np.random.default_rng(seed)
+        self.lengths = np.asarray(lengths)
+        self.samples = [rng.standard_normal(n).astype(np.float32) for n in self.lengths]
+        self.cut = []  # (rows, starts) of every call
+
+    def crop(self, rows, starts, length):
+        """Cut pieces: i64[n], i64[n], int -> f32[n, length]."""
+        rows, starts = np.asarray(rows), np.asarray(starts)
+        assert (starts >= 0).all()
+        assert (starts + length <= self.lengths[rows]).all()
+        self.cut.append((rows, starts))
+        return np.stack(
+            [self.samples[r][s : s + length] for r, s in zip(rows, starts, strict=True)]
+        )
