@@ -1,0 +1,116 @@
+"""a_G and f_D of every test window of every recording (section IV-A, inference).
+
+A recording is divided into segments that start 0, 1, 2, ... s as long as 4 s fit: seven in 10 s.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from flax import nnx
+from tqdm import tqdm
+
+from dns_jax.data.waveforms import Waveforms
+from dns_jax.files import write_file
+from dns_jax.models.autoencoder import Autoencoder
+from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
+from dns_jax.models.serial_oe import SerialOE
+
+
+class Segments(NamedTuple):
+    """`segments.npz`: one row a segment, those of a recording side by side."""
+
+    clip: np.ndarray  # U[segments], file name
+    split: np.ndarray  # U[segments], "train" or "test"
+    section: np.ndarray  # i32[segments]
+    domain: np.ndarray  # U[segments], "source" or "target"
+    label: np.ndarray  # i32[segments], 0 normal, 1 anomalous, -1 unknown
+    start: np.ndarray  # f32[segments], s
+    ae_score: np.ndarray  # f32[segments], a_G of eq. 2
+    feature: np.ndarray  # f32[segments, D], f_D
+
+    def select(self, mask: np.ndarray) -> "Segments":
+        """Return the rows where ``mask: bool[segments]`` is true."""
+        return Segments(*(field[mask] for field in self))
+
+
+def cut_segments(lengths: np.ndarray, samples: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (recording i64[segments], start i64[segments]) of all windows that fit.
+
+    Args:
+      lengths: i64[recordings], in samples.
+      samples: length of a window.
+      hop: samples between the starts of two windows.
+    """
+    counts = np.maximum(0, (lengths - samples) // hop + 1)
+    recording = np.repeat(np.arange(len(lengths)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    return recording, (np.arange(len(recording)) - first) * hop
+
+
+def score_segments(
+    autoencoder: Autoencoder,
+    serial_oe: SerialOE,
+    clips: pd.DataFrame,
+    waveforms: Waveforms,
+    config,
+    *,
+    name: str,
+) -> Segments:
+    """Compute a_G and f_D of all segments of the given recordings.
+
+    Args:
+      autoencoder: trained f_G.
+      serial_oe: trained f_D.
+      clips: the recordings of the target machine; the index holds their rows in `waveforms`.
+      waveforms: recordings.
+      config: the whole configuration.
+      name: for the progress bar.
+    """
+    samples = round(config.data.rate * config.data.segment_seconds)
+    hop = round(config.data.rate * config.data.hop_seconds)
+    rows = clips.index.to_numpy()
+    recording, start = cut_segments(waveforms.lengths[rows], samples, hop)
+
+    graph, state = nnx.split((autoencoder, serial_oe))
+
+    @jax.jit
+    def score(state, segments):
+        autoencoder, serial_oe = nnx.merge(graph, state)
+        return score_by_autoencoder(autoencoder, segments), serial_oe(segments, train=False)
+
+    batch = config.scoring_batch
+    results = []
+    for first in tqdm(
+        range(0, len(start), batch), desc=name, unit="batch", disable=not config.progress
+    ):
+        piece = np.arange(first, min(first + batch, len(start)))
+        filled = np.resize(piece, batch)
+        segments = waveforms.crop(rows[recording[filled]], start[filled], samples)
+        a_g, f_d = jax.device_get(score(state, segments))
+        results.append((a_g[: len(piece)], f_d[: len(piece)]))
+    ae_score, feature = (np.concatenate(column) for column in zip(*results, strict=True))
+    table = clips.iloc[recording]
+    return Segments(
+        clip=table["clip"].to_numpy(np.str_),
+        split=table["split"].to_numpy(np.str_),
+        section=table["section"].to_numpy(np.int32),
+        domain=table["domain"].to_numpy(np.str_),
+        label=table["label"].to_numpy(np.int32),
+        start=(start / config.data.rate).astype(np.float32),
+        ae_score=ae_score,
+        feature=feature,
+    )
+
+
+def save_segments(path: Path, segments: Segments) -> None:
+    """Write `segments.npz`: plain arrays, no pickle."""
+    write_file(path, lambda file: np.savez(file, **segments._asdict()))
+
+
+def load_segments(path: Path) -> Segments:
+    """Read `segments.npz`."""
+    with np.load(path) as arrays:
+        return Segments(*(arrays[field] for field in Segments._fields))

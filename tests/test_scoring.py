@@ -1,0 +1,160 @@
+"""Windows of 4 s, their scores and features, and the file that keeps them."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from flax import nnx
+
+from dns_jax.models.autoencoder import Autoencoder
+from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
+from dns_jax.models.serial_oe import SerialOE
+from dns_jax.scoring import Segments, cut_segments, load_segments, save_segments, score_segments
+
+# Windows
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"), [(10, 7), (4, 1), (11, 8), (11.9, 8), (4.9, 1), (3.9, 0), (0, 0), (1, 0)]
+)
+def test_windows_start_every_second_while_4_seconds_fit(seconds, count):
+    recording, start = cut_segments(np.array([round(seconds * 16000)]), 64000, 16000)
+    np.testing.assert_array_equal(start, 16000 * np.arange(count))
+    np.testing.assert_array_equal(recording, np.zeros(count))
+
+
+def test_recordings_of_unequal_length_stay_side_by_side():
+    recording, start = cut_segments(np.array([4, 0, 6, 3, 5]), 4, 1)
+    np.testing.assert_array_equal(recording, [0, 2, 2, 2, 4, 4])
+    np.testing.assert_array_equal(start, [0, 0, 1, 2, 0, 1])
+
+
+def test_windows_may_leave_gaps():
+    recording, start = cut_segments(np.array([10, 11]), 4, 7)
+    np.testing.assert_array_equal(recording, [0, 1, 1])
+    np.testing.assert_array_equal(start, [0, 0, 7])
+
+
+# Scores and features
+
+LENGTHS = [2500, 1999, 2000, 3100, 2499]  # of 2,000-sample windows every 500: 2, 0, 1, 3, 1
+
+
+def build_networks():
+    config = tiny.make_config()
+    return (
+        tiny.randomise(lambda: Autoencoder(config.autoencoder, rngs=nnx.Rngs(0))),
+        tiny.randomise(lambda: SerialOE(config.serial_oe, 2, rngs=nnx.Rngs(0))),
+    )
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return build_networks()
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return tiny.Recordings(LENGTHS)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Recordings 3, 1, 0, 4 of the five: in another order, and one that is another machine's."""
+    return pd.DataFrame(
+        {
+            "clip": ["d.wav", "b.wav", "a.wav", "größe.wav"],
+            "split": ["train", "train", "test", "test"],
+            "section": [0, 0, 1, 12],
+            "domain": ["source", "target", "target", "source"],
+            "label": [0, 0, 1, -1],
+        },
+        index=[3, 1, 0, 4],
+    )
+
+
+def score(networks, clips, recordings, batch):
+    config = tiny.make_config()
+    config.scoring_batch = batch
+    return score_segments(*networks, clips, recordings, config, name="fan")
+
+
+@pytest.fixture(scope="module")
+def segments(networks, clips, recordings):
+    return score(networks, clips, recordings, 4)
+
+
+def test_every_window_carries_what_is_known_of_its_recording(segments):
+    assert segments.clip.tolist() == ["d.wav"] * 3 + ["a.wav"] * 2 + ["größe.wav"]
+    assert segments.split.tolist() == ["train"] * 3 + ["test"] * 3
+    assert segments.section.tolist() == [0, 0, 0, 1, 1, 12]
+    assert segments.domain.tolist() == ["source"] * 3 + ["target"] * 2 + ["source"]
+    assert segments.label.tolist() == [0, 0, 0, 1, 1, -1]
+    np.testing.assert_allclose(segments.start, [0, 0.125, 0.25, 0, 0.125, 0])  # s
+
+
+def test_every_window_is_scored_as_if_it_were_alone(networks, recordings, segments):
+    autoencoder, serial_oe = networks
+    windows = [(3, 0), (3, 500), (3, 1000), (0, 0), (0, 500), (4, 0)]
+    graph, state = nnx.split(serial_oe)
+    extract = jax.jit(lambda state, x: nnx.merge(graph, state)(x, train=False))
+    for i, (row, start) in enumerate(windows):
+        window = recordings.samples[row][None, start : start + 2000]
+        a_g = score_by_autoencoder(autoencoder, window)
+        np.testing.assert_allclose(segments.ae_score[i : i + 1], a_g, rtol=1e-4)
+        f_d = extract(state, window)
+        np.testing.assert_allclose(segments.feature[i : i + 1], f_d, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [6, 7], ids=["fits", "exceeds"])
+def test_the_size_of_the_batches_changes_nothing(networks, clips, recordings, segments, batch):
+    other = score(networks, clips, recordings, batch)
+    for ours, theirs in zip(other[:-2], segments[:-2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert other.feature.shape == (6, 8)
+    np.testing.assert_allclose(other.ae_score, segments.ae_score, rtol=1e-5)
+    np.testing.assert_allclose(other.feature, segments.feature, rtol=1e-4, atol=1e-5)
+
+
+def test_the_networks_are_not_changed(networks, segments):
+    del segments  # have been scored
+    for scored, fresh in zip(networks, build_networks(), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, nnx.state(scored), nnx.state(fresh))
+
+
+# segments.npz
+
+
+def test_the_columns_have_the_contracts_types(segments):
+    assert segments.ae_score.shape == (6,)
+    assert {name: column.dtype.kind for name, column in segments._asdict().items()} == {
+        "clip": "U",
+        "split": "U",
+        "section": "i",
+        "domain": "U",
+        "label": "i",
+        "start": "f",
+        "ae_score": "f",
+        "feature": "f",
+    }
+    numbers = segments.section, segments.label, segments.start, segments.ae_score, segments.feature
+    assert {column.dtype.itemsize for column in numbers} == {4}
+
+
+def test_a_saved_table_comes_back_bit_for_bit_without_pickle(tmp_path, segments):
+    save_segments(tmp_path / "segments.npz", segments)
+    loaded = load_segments(tmp_path / "segments.npz")
+    assert isinstance(loaded, Segments)
+    for got, expected in zip(loaded, segments, strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)
+    with np.load(tmp_path / "segments.npz", allow_pickle=False) as arrays:
+        assert set(arrays.files) == set(Segments._fields)
+        assert all(not arrays[name].dtype.hasobject for name in arrays.files)
+
+
+def test_select_keeps_the_rows_of_a_mask_in_every_column(segments):
+    tested = segments.select(segments.split == "test")
+    assert tested.clip.tolist() == ["a.wav", "a.wav", "größe.wav"]
+    np.testing.assert_array_equal(tested.feature, segments.feature[3:])
