@@ -1,0 +1,147 @@
+"""The paper's protocol for one machine: choose Table I, then write every system's scores.
+
+Hyper-parameters are chosen on the validation sections, the oracle's on the evaluation sections.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dns_jax.data.clips import split_validation
+from dns_jax.data.refusals import DataError
+from dns_jax.evaluation import score_files
+from dns_jax.evaluation.selection import Choice, select, select_by_auc
+from dns_jax.evaluation.systems import (
+    average_segments,
+    fit_inliers,
+    score_by_inliers,
+    smooth_candidates,
+    smooth_training,
+)
+from dns_jax.files import write_text
+from dns_jax.inlier import save_inliers
+from dns_jax.scoring import Segments
+
+
+def score_systems(
+    config,
+    clips: pd.DataFrame,
+    segments: Segments,
+    *,
+    seed: int,
+    directory: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Choose Table I for one machine; write its score and decision files and `selection.json`.
+
+    Args:
+      config: the whole configuration.
+      clips: the machine's rows of the table, with the column `usable`.
+      segments: all segments of its usable recordings.
+      seed: of the run.
+      directory: of this machine and seed.
+      say: told of candidates and thresholds that could not be fitted.
+
+    Raises:
+      DataError: no inlier model can be fitted.
+    """
+    machine = clips["machine"].iloc[0]
+    test = clips[clips["split"] == "test"]
+    train = clips[(clips["split"] == "train") & clips["usable"]]
+    tested = segments.select(segments.split == "test")
+    trained = segments.select(segments.split == "train")
+    present = set(test["section"][test["usable"]])
+    selection = {
+        "machine": machine,
+        "seed": seed,
+        "validation_sections": [s for s in config.validation_sections if s in present],
+        "evaluation_sections": [s for s in config.evaluation_sections if s in present],
+        "serial_oe": None,
+        "proposed": None,
+        "oracle": None,
+        "section_oracle": {},
+    }
+
+    def choose(candidates, default_size):
+        if chosen := select(candidates, test, selection["validation_sections"]):
+            return Choice(*chosen, "validation")
+        fits = [size for size, data in candidates if data == "all"]
+        size = max((s for s in fits if s <= default_size), default=min(fits))
+        return Choice(size, "all", "default")
+
+    def average(scores, of):
+        return average_segments(scores, segments.clip, of["clip"])
+
+    inliers = fit_inliers(
+        segments, _fitted_on(config, clips, segments, seed), config.inlier.clusters, seed, say
+    )
+    if not any(data == "all" for _, data in inliers):
+        raise DataError(f"{machine}: no inlier model can be fitted on all data")
+    by_inliers = {choice: score_by_inliers(segments, h) for choice, h in inliers.items()}
+    serial_oe = choose(
+        {choice: average(scores, test) for choice, scores in by_inliers.items()},
+        config.inlier.default_clusters,
+    )
+    save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
+    selection["serial_oe"] = serial_oe._asdict()
+
+    if len(tested.clip):
+        scores = {
+            "ae": (average(segments.ae_score, test), average(segments.ae_score, train)),
+            "serial_oe": tuple(average(by_inliers[serial_oe[:2]], of) for of in (test, train)),
+        }
+        smoothed = smooth_candidates(tested, config.smoothing, test["clip"])
+        choices = {"proposed": choose(smoothed, config.smoothing.default_k)}
+        if oracle := select(smoothed, test, selection["evaluation_sections"]):
+            choices["oracle"] = Choice(*oracle, "oracle")
+        for system, choice in choices.items():
+            selection[system] = choice._asdict()
+            scores[system] = (
+                smoothed[choice[:2]],
+                smooth_training(trained, tested, choice[:2], config.smoothing, train["clip"]),
+            )
+        for section in selection["evaluation_sections"]:
+            if best := select_by_auc(smoothed, test, section):
+                names = ("size", "data", "auc")
+                selection["section_oracle"][str(section)] = dict(zip(names, best, strict=True))
+        for system, (of_test, of_train) in scores.items():
+            folder = directory / "scores" / system
+            for section in sorted(set(test["section"])):
+                threshold, how = np.nan, "not found: no test recording can be used"
+                if section in present:
+                    threshold, how = score_files.fit_threshold(
+                        of_train[(train["section"] == section).to_numpy()]
+                    )
+                if how != "gamma":
+                    say(f"{machine} section {section:02d}, {system}: threshold {how}")
+                _write_section(folder, test, of_test, section, threshold)
+    write_text(directory / "selection.json", json.dumps(selection, indent=1) + "\n")
+
+
+def _fitted_on(config, clips, segments, seed):
+    """bool[segments]: the normal training segments that h is fitted on."""
+    usable = clips[clips["usable"]]
+    validates = split_validation(usable, seed)
+    held_out = np.isin(segments.clip, usable["clip"].to_numpy(np.str_)[validates])
+    part = {"all": True, "train": ~held_out, "validation": held_out}[config.inlier.fit_split]
+    return (segments.split == "train") & part
+
+
+def _write_section(folder, test, scores, section, threshold):
+    """Write the evaluator's files of one system and section, one of each a domain."""
+    for domain in ("source", "target"):
+        rows = np.flatnonzero((test["section"] == section) & (test["domain"] == domain))
+        if not len(rows):
+            continue
+        rows = rows[np.argsort(test["clip"].to_numpy(np.str_)[rows])]
+        files = test["clip"].iloc[rows].tolist()
+        decisions = np.where(np.isnan(scores[rows]), np.nan, scores[rows] > threshold)
+        machine = test["machine"].iloc[0]
+        for kind, write, values in (
+            ("anomaly_score", score_files.write_scores, scores[rows]),
+            ("decision_result", score_files.write_decisions, decisions),
+        ):
+            write(folder / score_files.file_name(kind, machine, section, domain), files, values)
