@@ -1,0 +1,1 @@
+"""Configurations of runs, for `python -m dns_jax.main --config=FILE`."""

@@ -1,0 +1,74 @@
+"""`python -m dns_jax.main --config=configs/fan.py --workdir=runs/fan --config.data_dir=DIR`.
+
+Any field of the configuration is overridden by `--config.a.b=value`. Started again with the same
+workdir, a run goes on where it stopped. Exit status 2 for a mistake in the call, 1 for bad input.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
+
+
+def _parse_flags(argv):
+    for word in argv[1:]:  # configurations import each other as `configs`, wherever they lie
+        if word.endswith(".py"):
+            sys.path.insert(0, str(Path(word.split("=")[-1]).absolute().parent.parent))
+    try:
+        rest = flags.FLAGS(argv)
+        if not flags.FLAGS["config"].present:
+            raise flags.Error("--config is missing, as in --config=configs/fan.py")
+        if not _WORKDIR.value:
+            raise flags.Error("--workdir is missing, as in --workdir=runs/fan")
+        if rest[1:]:
+            raise flags.Error(f"unexpected argument {rest[1]}")
+        _CONFIG.value.data_dir  # noqa: B018  a file that is not there fails here
+        return rest
+    except Exception as error:  # a configuration is a program, anything may go wrong in it
+        _stop(_describe(error), 2)
+
+
+def _describe(error):
+    """Put what went wrong while reading the flags into one line."""
+    inner = error.args[0] if error.args else ""
+    error = inner if isinstance(inner, KeyError) else error
+    if isinstance(error, KeyError):
+        return f"the configuration has no such field: {' '.join(str(error.args[0]).split())}"
+    lines = (str(error) or repr(error)).splitlines()
+    if isinstance(error, flags.Error) and len(lines) == 1:
+        return lines[0]
+    return f"the configuration cannot be read: {lines[-1].strip()}"
+
+
+def _stop(message, status):
+    print(f"dns_jax: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def main(argv: list[str]) -> None:
+    """Run the experiment that the flags describe."""
+    del argv
+    from dns_jax import experiment
+    from dns_jax.config import ConfigError
+    from dns_jax.data.refusals import DataError
+    from dns_jax.training import TrainingError
+
+    config = _CONFIG.value
+    try:
+        config.progress = config.progress and sys.stderr.isatty()
+        experiment.run(config, Path(_WORKDIR.value))
+    except ConfigError as error:
+        _stop(error, 2)
+    except (DataError, TrainingError, OSError) as error:
+        _stop(error, 1)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from the last checkpoint", 130)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)
+    app.run(main, flags_parser=_parse_flags)
