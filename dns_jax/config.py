@@ -199,8 +199,8 @@ def open_workdir(config: ml_collections.FrozenConfigDict, workdir: Path) -> None
     """
     file = workdir / "config.json"
     ours = _flatten(json.loads(json.dumps(config.to_dict())))
-    if file.exists():
-        theirs = _flatten(_read(file)["config"])
+    if file.exists() and (run := _read(file))["recordings"]:  # else it never started
+        theirs = _flatten(run["config"])
         differ = [
             f"{name} ({theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} now)"
             for name in sorted({*ours, *theirs} - {*_NOT_IDENTITY})

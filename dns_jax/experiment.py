@@ -48,6 +48,7 @@ def run(config, workdir: Path) -> None:
     if not (workdir / "table2.csv").exists():
         clips, waveforms = read_recordings(config, workdir)
         machines = choose_targets(config, clips)
+        check_recordings(workdir, _digest(clips, waveforms))
         for machine in machines:
             for seed in config.seeds:
                 directory = workdir / machine / f"seed_{seed}"
@@ -96,9 +97,7 @@ def read_recordings(config, workdir: Path) -> tuple[pd.DataFrame, Waveforms]:
         skipped = [(printable(refusal.path), refusal.reason) for refusal in refusals]
         tables.write_csv(pd.DataFrame(skipped, columns=["path", "reason"]), workdir / "skipped.csv")
         _say(f"warning: {len(refusals)} files are skipped, see {workdir / 'skipped.csv'}")
-    clips = clips.assign(usable=usable)
-    check_recordings(workdir, _digest(clips, waveforms))
-    return clips, waveforms
+    return clips.assign(usable=usable), waveforms
 
 
 def choose_targets(config, clips: pd.DataFrame) -> list[str]:

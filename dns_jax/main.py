@@ -52,19 +52,27 @@ def _stop(message, status):
 def main(argv: list[str]) -> None:
     """Run the experiment that the flags describe."""
     del argv
+    from jax.errors import JaxRuntimeError
+
     from dns_jax import experiment
     from dns_jax.config import ConfigError
     from dns_jax.data.refusals import DataError
     from dns_jax.training import TrainingError
 
     config = _CONFIG.value
+    if "progress" in config and not sys.stderr.isatty():
+        config.progress = False  # a bar in a log would be a line for each of its steps
     try:
-        config.progress = config.progress and sys.stderr.isatty()
         experiment.run(config, Path(_WORKDIR.value))
     except ConfigError as error:
         _stop(error, 2)
     except (DataError, TrainingError, OSError) as error:
         _stop(error, 1)
+    except (MemoryError, JaxRuntimeError) as error:
+        if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).partition("\n")[0]
+        _stop(f"not enough memory ({said}); try smaller batches", 1)
     except KeyboardInterrupt:
         _stop("stopped; the same command goes on from the last checkpoint", 130)
 

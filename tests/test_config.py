@@ -305,6 +305,18 @@ def frozen(**fields):
     return check_config(config)
 
 
+def start_run(workdir):
+    open_workdir(frozen(), workdir)
+    check_recordings(workdir, {"fan": "a"})
+
+
+def test_a_workdir_whose_run_never_started_takes_another_configuration(tmp_path):
+    open_workdir(frozen(), tmp_path)
+    open_workdir(frozen(machines=("fan",)), tmp_path)
+    run = json.loads((tmp_path / "config.json").read_text())
+    assert run["config"]["machines"] == ["fan"]
+
+
 def test_a_new_workdir_gets_the_configuration_with_versions(tmp_path):
     config = frozen(machines=("fan",))
     open_workdir(config, tmp_path / "new" / "run")
@@ -350,7 +362,7 @@ def test_where_the_recordings_lie_and_how_a_run_is_watched_may_change(tmp_path, 
     ids=str,
 )
 def test_another_configuration_is_refused_naming_the_fields_and_both_values(tmp_path, fields, says):
-    open_workdir(frozen(), tmp_path)
+    start_run(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ConfigError) as caught:
         open_workdir(frozen(**fields, data_dir="elsewhere"), tmp_path)
@@ -361,13 +373,13 @@ def test_another_configuration_is_refused_naming_the_fields_and_both_values(tmp_
 
 
 def test_every_field_that_differs_is_named(tmp_path):
-    open_workdir(frozen(), tmp_path)
+    start_run(tmp_path)
     with pytest.raises(ConfigError, match=r"scoring_batch \(.*\), seeds \(.*\); give another"):
         open_workdir(frozen(seeds=(3,), scoring_batch=5), tmp_path)
 
 
 def test_fields_of_another_version_are_named_as_absent(tmp_path):
-    open_workdir(frozen(), tmp_path)
+    start_run(tmp_path)
     run = json.loads((tmp_path / "config.json").read_text())
     run["config"]["temperature"] = run["config"].pop("scoring_batch")
     (tmp_path / "config.json").write_text(json.dumps(run))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from absl.testing import flagsaver
+from jax.errors import JaxRuntimeError
 
 from dns_jax import experiment, main
 
@@ -106,6 +107,7 @@ def test_a_mistake_in_the_flags_is_one_line_and_status_2(call, argv, says):
         ("def get_config():\n  return int('x')\n", "ValueError: invalid literal for int()"),
         ("def get_config():\n  raise RuntimeError\n", "RuntimeError()"),
     ],
+    ids=str,
 )
 def test_a_configuration_file_that_fails_is_one_line_and_status_2(call, tmp_path, program, says):
     (tmp_path / "mine.py").write_text(program)
@@ -115,6 +117,16 @@ def test_a_configuration_file_that_fails_is_one_line_and_status_2(call, tmp_path
     assert says in errors[0]
     assert "Traceback" not in errors[0]
     assert not (tmp_path / "w").exists()
+
+
+def test_a_configuration_that_is_not_ours_is_one_line_and_status_2(call, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import ml_collections\ndef get_config():\n"
+        "  return ml_collections.ConfigDict({'data_dir': '', 'epochs': 3})\n"
+    )
+    status, _, errors = call(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path}/w")
+    assert status == 2
+    assert errors == ["dns_jax: --config.epochs: there is no such field"]
 
 
 def test_a_configuration_that_returns_nothing_is_one_line_of_the_real_command(tmp_path):
@@ -357,6 +369,12 @@ def test_a_damaged_config_json_is_one_line_and_status_2(call, tmp_path):
     [
         (KeyboardInterrupt(), 130, "stopped; the same command goes on from the last checkpoint"),
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (MemoryError(), 1, "not enough memory (); try smaller batches"),
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nallocator"),
+            1,
+            "not enough memory (RESOURCE_EXHAUSTED: Out of memory.); try smaller batches",
+        ),
     ],
 )
 def test_what_stops_a_run_is_told_in_one_line(call, monkeypatch, error, status, says):
@@ -367,10 +385,11 @@ def test_what_stops_a_run_is_told_in_one_line(call, monkeypatch, error, status, 
     assert call(FAN, "--workdir=w") == (status, [], [f"dns_jax: {says}"])
 
 
-def test_an_error_of_the_program_keeps_its_traceback(call, monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError, JaxRuntimeError("INTERNAL: a bug")])
+def test_an_error_of_the_program_keeps_its_traceback(call, monkeypatch, error):
     def fail(config, workdir):
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(experiment, "run", fail)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises((ZeroDivisionError, JaxRuntimeError)):
         call(FAN, "--workdir=w")
