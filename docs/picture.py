@@ -1,13 +1,13 @@
-"""Draw the README's picture: one section's test segments before and after smoothing.
+r"""Draw the README's picture: one section's test segments before and after smoothing.
 
-python docs/picture.py --workdir=runs/demo --machine=blower --section=3 --out=docs/smoothing.png
+python docs/picture.py --workdir=runs/demo --machine=blower --section=3 --k=32 \
+    --out=docs/smoothing.png
 
 Needs matplotlib (`pip install -e .[report]`). The axes are a t-SNE of f_D, the colour a_G and
-a_prop (eq. 7) with the K and Data that the run chose.
+a_prop (eq. 7), each by rank.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -26,22 +26,20 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--machine", required=True)
     parser.add_argument("--section", type=int, required=True)
+    parser.add_argument("--k", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
     directory = args.workdir / args.machine / "seed_0"
     segments = load_segments(directory / "segments.npz")
     segments = segments.select((segments.split == "test") & (segments.section == args.section))
-    choice = json.loads((directory / "selection.json").read_text())["proposed"]
-    smoothed = smooth(
-        segments.ae_score,
-        segments.feature,
-        choice["size"],
-        candidates=(segments.domain == "source") | (choice["data"] == "all"),
-    )
+    smoothed = smooth(segments.ae_score, segments.feature, args.k)
     place = TSNE(random_state=0).fit_transform(segments.feature)
     clips, first = np.unique(segments.clip, return_index=True)
-    names = {"$a_G$, the autoencoder": segments.ae_score, "$a_{prop}$, smoothed": smoothed}
+    names = {
+        "$a_G$, the autoencoder": segments.ae_score,
+        f"$a_{{prop}}$, smoothed with K = {args.k}": smoothed,
+    }
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
     for axis, (name, scores) in zip(axes, names.items(), strict=True):
