@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 from jax.errors import JaxRuntimeError
 
 from dns_jax import experiment, main
+from dns_jax.config import check_recordings
 
 # ml_collections loads a configuration in a way that Python gives up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")
@@ -250,6 +251,7 @@ def test_a_machine_that_is_not_there_is_one_line_with_those_that_are(call, tree,
 
 def test_a_workdir_of_another_configuration_is_one_line_and_status_2(call, tmp_path):
     call(FAN, f"--workdir={tmp_path}")
+    check_recordings(tmp_path, {"fan": "a"})  # as a run does that starts
     status, printed, errors = call(FAN, f"--workdir={tmp_path}", "--config.seeds=5")
     assert (status, printed) == (2, [])
     assert errors == [
@@ -261,12 +263,11 @@ def test_a_workdir_of_another_configuration_is_one_line_and_status_2(call, tmp_p
 def test_recordings_that_changed_are_one_line_and_status_2(call, tree, tmp_path):
     data = copy(tree, tmp_path / "data", "fan", "pump")
     flags = (f"--workdir={tmp_path / 'w'}", f"--config.data_dir={data}")
-    call(FAN, *flags, "--config.machines=valve")
-    file = next(data.glob("pump/train/*.wav"))
-    soundfile.write(file, soundfile.read(file)[0][::-1], 16_000, subtype="PCM_16")
-    status, printed, errors = call(FAN, *flags, "--config.machines=valve")
+    call(FAN, flags[0])
+    check_recordings(tmp_path / "w", {"fan": "a", "pump": "b"})  # of a run on other recordings
+    status, printed, errors = call(FAN, *flags)
     assert (status, printed, len(errors)) == (2, [], 1)
-    assert "was started with other recordings or labels of pump; give another" in errors[0]
+    assert "was started with other recordings or labels of fan, pump; give another" in errors[0]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file", "empty machines"])
