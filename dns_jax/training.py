@@ -190,15 +190,12 @@ def fit(
             if (step + 1) % per_epoch == 0:
                 epoch = (step + 1) // per_epoch
                 row = {"epoch": epoch, "step": step + 1, "loss": float(state.loss_sum) / per_epoch}
-                if not np.isfinite(row["loss"]):
-                    raise TrainingError(
-                        f"{name}: the loss is {row['loss']} in epoch {epoch}; "
-                        "a lower learning_rate may help"
-                    )
+                _check_finite(row["loss"], name, epoch)
                 # Placed as it was, or a restored state would have the step compiled twice.
                 state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
                 if epoch % schedule.validate_every == 0 or epoch == schedule.epochs:
                     row["validation_loss"] = _mean_loss(validate, state, task)
+                    _check_finite(row["validation_loss"], name, epoch)
                     state = _keep_best(state, row["validation_loss"])
                 rows.append(row)
                 bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
@@ -220,8 +217,16 @@ def _mean_loss(validate, state, task):
     return float(np.mean(np.concatenate(losses))) if losses else None
 
 
+def _check_finite(loss, name, epoch):
+    if loss is not None and not np.isfinite(loss):
+        raise TrainingError(
+            f"{name}: the loss is {loss} in epoch {epoch}; a lower learning_rate may help"
+        )
+
+
 def _keep_best(state, loss):
-    if loss is not None and not loss < float(state.best_loss):
+    # In float32, as it is kept, or a tie could win by rounding.
+    if loss is not None and not np.float32(loss) < float(state.best_loss):
         return state
     return state._replace(
         best_params=jax.tree.map(jnp.copy, state.params),

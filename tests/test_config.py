@@ -327,10 +327,11 @@ def test_a_new_workdir_gets_the_configuration_with_versions(tmp_path):
 
 
 def test_the_same_configuration_is_let_in_again_and_nothing_is_written(tmp_path):
-    open_workdir(frozen(seeds=(0, 1)), tmp_path)
-    before = (tmp_path / "config.json").read_bytes()
-    open_workdir(frozen(seeds=(0, 1)), tmp_path)
-    assert (tmp_path / "config.json").read_bytes() == before
+    start_run(tmp_path)
+    before = (tmp_path / "config.json").stat()
+    open_workdir(frozen(), tmp_path)
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before.st_mtime_ns
+    assert (tmp_path / "config.json").stat().st_ino == before.st_ino
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -346,7 +347,7 @@ def test_the_same_configuration_is_let_in_again_and_nothing_is_written(tmp_path)
     ids=str,
 )
 def test_where_the_recordings_lie_and_how_a_run_is_watched_may_change(tmp_path, fields):
-    open_workdir(frozen(), tmp_path)
+    start_run(tmp_path)
     open_workdir(frozen(**fields), tmp_path)
 
 

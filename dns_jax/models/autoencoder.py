@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,6 +48,7 @@ class Autoencoder(nnx.Module):
 
 def reconstruction_loss(vectors: jax.Array, reconstructed: jax.Array) -> jax.Array:
     """Return L_AE of eq. 1: the mean over the M vectors of the mini-batch and their D numbers."""
+    chex.assert_equal_shape([vectors, reconstructed])
     return jnp.mean(jnp.square(vectors - reconstructed))
 
 

@@ -5,6 +5,7 @@ The layout of the head is that of SerialOE's code (Kuroyanagi et al. [10]).
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -100,8 +101,14 @@ def serial_oe_loss(
       f32[batch]; the loss of the mini-batch is its mean.
     """
     bce = optax.sigmoid_binary_cross_entropy
-    machine_loss = bce(model.classify_machine(features), machine)
-    product_loss = jnp.mean(bce(model.classify_product(features), product), axis=-1)
+    machine_logit, product_logits = (
+        model.classify_machine(features),
+        model.classify_product(features),
+    )
+    chex.assert_equal_shape([machine_logit, machine])  # [batch] and [batch, 1] would broadcast
+    chex.assert_equal_shape([product_logits, product])
+    machine_loss = bce(machine_logit, machine)
+    product_loss = jnp.mean(bce(product_logits, product), axis=-1)
     return machine_loss + product_weight * product_loss
 
 
