@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from dns_jax.data.refusals import reading
+
 
 def open_checkpoints(directory: Path) -> ocp.CheckpointManager:
     """Open (or create) the checkpoints of one network; close them by ``with`` or ``close()``."""
@@ -26,9 +28,13 @@ def restore_latest(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, 
     Args:
       checkpoints: from `open_checkpoints`.
       like: a pytree of arrays with the structure, shapes, dtypes and placement that are expected.
+
+    Raises:
+      DataError: the checkpoint is damaged, or one of another state.
     """
     step = checkpoints.latest_step()
     if step is None:
         return 0, like
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return step, checkpoints.restore(step, args=ocp.args.StandardRestore(target))
+    with reading(checkpoints.directory):
+        return step, checkpoints.restore(step, args=ocp.args.StandardRestore(target))

@@ -16,7 +16,7 @@ from flax import nnx
 
 from dns_jax.config import ConfigError, check_config, check_recordings, open_workdir
 from dns_jax.data.clips import read_clips, split_validation
-from dns_jax.data.refusals import DataError, describe_refusals, printable
+from dns_jax.data.refusals import DataError, describe_refusals, printable, reading
 from dns_jax.data.synthetic import write_factory
 from dns_jax.data.waveforms import Waveforms, open_waveforms
 from dns_jax.evaluation import score_files, tables
@@ -110,6 +110,10 @@ def choose_targets(config, clips: pd.DataFrame) -> list[str]:
     targets = config.machines or sorted(set(clips["machine"][clips["split"] == "test"]))
     training = clips[(clips["split"] == "train") & clips["usable"]]
     for machine in targets:
+        if machine in tables.OTHER_COLUMNS:
+            raise DataError(
+                f"a machine named {machine}: Table II has a column of that name; rename its folder"
+            )
         if machine not in there:
             raise ConfigError(f"--config.machines: no {machine}; there are {', '.join(there)}")
         sections = set(training["section"][training["machine"] == machine])
@@ -201,14 +205,17 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
         test = clips[(clips["machine"] == machine) & (clips["split"] == "test")]
         for seed in config.seeds:
             directory = workdir / machine / f"seed_{seed}"
-            selections.append(json.loads((directory / "selection.json").read_text()))
-            for system in SYSTEMS:
-                scored = {}
-                for path in sorted((directory / "scores" / system).glob("anomaly_score_*.csv")):
-                    scored |= dict(zip(*score_files.read_scores(path), strict=True))
-                if scored:
-                    table = evaluate(test, np.array([scored[name] for name in test["clip"]]))
-                    results.append(table.assign(machine=machine, seed=seed, system=system))
+            with reading(directory / "selection.json"):  # written last, it stands for the scores
+                selection = json.loads((directory / "selection.json").read_text())
+                scores = {
+                    system: _read_scores(directory / "scores" / system, test["clip"])
+                    for system in SYSTEMS
+                    if selection["proposed"] and (system == "ae" or selection[system])
+                }
+            selections.append(selection)
+            for system, values in scores.items():
+                table = evaluate(test, values)
+                results.append(table.assign(machine=machine, seed=seed, system=system))
     columns = "machine seed section domain system auc pauc n_normal n_anomaly".split()
     results = pd.concat(results)[columns] if results else pd.DataFrame(columns=columns)
     tables.write_csv(results, workdir / "results.csv")
@@ -217,13 +224,22 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
     tables.write_csv(tables.make_table2(results, selections, dcase2021), workdir / "table2.csv")
 
 
+def _read_scores(folder, names):
+    """f64[names], from all of the evaluator's files of one system."""
+    scored = {}
+    for path in sorted(folder.glob("anomaly_score_*.csv")):
+        scored |= dict(zip(*score_files.read_scores(path), strict=True))
+    return np.array([scored[name] for name in names])
+
+
 def print_tables(workdir: Path) -> None:
     """Print Tables I and II as they lie in the workdir."""
     for name, title in (
         ("table1", "Table I: hyper-parameters"),
         ("table2", "Table II: harmonic mean of AUC and pAUC, in %"),
     ):
-        table = pd.read_csv(workdir / f"{name}.csv", dtype=dict.fromkeys(_TEXTS, str))
+        with reading(workdir / "table2.csv"):  # the last one written, it stands for all
+            table = pd.read_csv(workdir / f"{name}.csv", dtype=dict.fromkeys(_TEXTS, str))
         print(tables.format_table(table, title), end="\n\n")
     print(f"Every section and domain: {workdir / 'results.csv'}")
 

@@ -1,8 +1,8 @@
 """The two audio features psi of section IV-A, in `jax.numpy`, inside the jitted steps.
 
 Shape contract of the family: ``(..., samples) -> (..., mels, frames)``. Frames are centred, so a
-segment of n samples gives ``1 + n // hop`` of them. Window and filter bank are built once by NumPy
-and become constants of the compiled program.
+segment of n samples gives ``1 + n // hop`` of them (an odd window needs one sample more). Window
+and filter bank are built once by NumPy and become constants of the compiled program.
 
 * `log_mel`: 10 log10 of the mel *power* spectrum, for the autoencoder; librosa's definition, which
   the official DCASE baseline uses (Slaney mel scale and norm, zero padding).
@@ -33,7 +33,7 @@ class FrontEnd(NamedTuple):
 
     def count_frames(self, samples: int) -> int:
         """Return the frames that a segment of `samples` gives."""
-        return 1 + samples // self.hop
+        return 1 + (samples - self.window % 2) // self.hop
 
 
 def make_front_end(config) -> FrontEnd:

@@ -12,6 +12,7 @@ import pandas as pd
 from flax import nnx
 from tqdm import tqdm
 
+from dns_jax.data.refusals import reading
 from dns_jax.data.waveforms import Waveforms
 from dns_jax.files import write_file
 from dns_jax.models.autoencoder import Autoencoder
@@ -111,6 +112,6 @@ def save_segments(path: Path, segments: Segments) -> None:
 
 
 def load_segments(path: Path) -> Segments:
-    """Read `segments.npz`."""
-    with np.load(path) as arrays:
+    """Read `segments.npz`; raises DataError where it is damaged."""
+    with reading(path), np.load(path) as arrays:
         return Segments(*(arrays[field] for field in Segments._fields))

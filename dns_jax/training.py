@@ -19,6 +19,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dns_jax.checkpoint import open_checkpoints, restore_latest, save
+from dns_jax.data.refusals import reading
 from dns_jax.files import write_text
 
 
@@ -168,6 +169,7 @@ def fit(
 
     Raises:
       TrainingError: the loss is not finite any more.
+      DataError: a checkpoint or `metrics.jsonl` is damaged.
     """
     per_epoch, steps = schedule.steps_per_epoch, schedule.epochs * schedule.steps_per_epoch
     train_step = make_train_step(model, optimizer, task.loss, seed, steps)
@@ -238,4 +240,6 @@ def _keep_best(state, loss):
 def _read_metrics(path):
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with reading(path):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return sorted(rows, key=lambda row: row["step"])

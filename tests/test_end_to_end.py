@@ -282,6 +282,50 @@ def assert_same(run, other):
         np.testing.assert_array_equal(mine[name], its[name], err_msg=name)
 
 
+DAMAGES = {  # what is damaged, and what lies after it in a run and so is read again only without it
+    "table2.csv": (),
+    "fan/seed_0/selection.json": ("table2.csv",),
+    "fan/seed_0/scores/ae/anomaly_score_fan_section_00_source_test.csv": ("table2.csv",),
+    "fan/seed_0/segments.npz": ("table2.csv", "fan/seed_0/selection.json"),
+    "fan/seed_0/ae/metrics.jsonl": (
+        "table2.csv",
+        "fan/seed_0/selection.json",
+        "fan/seed_0/segments.npz",
+    ),
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_a_damaged_artifact_is_named_and_made_anew_once_it_is_deleted(run, tree, tmp_path, damaged):
+    workdir = tmp_path / "run"
+    shutil.copytree(run.workdir, workdir)
+    for name in DAMAGES[damaged]:
+        (workdir / name).unlink()
+    file = workdir / damaged
+    file.write_bytes(b"\x93\xff" + file.read_bytes()[:20])
+    with pytest.raises(DataError, match=r"is damaged .*delete it and start again") as caught:
+        experiment.run(make_config(tree), workdir)
+    Path(str(caught.value).split(" is damaged")[0]).unlink()
+    assert_same(run, Run(make_config(tree), workdir))
+
+
+# Orbax drops its reads of the other arrays when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_named_and_trained_anew_once_it_is_deleted(run, tree, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run.workdir, workdir)
+    for name in ("table2.csv", "fan/seed_0/selection.json", "fan/seed_0/segments.npz"):
+        (workdir / name).unlink()
+    checkpoints = workdir / "fan/seed_0/ae/checkpoints"
+    for path in checkpoints.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DataError, match="is damaged") as caught:
+        experiment.run(make_config(tree), workdir)
+    assert str(caught.value).startswith(f"{checkpoints} is damaged")
+    shutil.rmtree(checkpoints)
+    assert_same(run, Run(make_config(tree), workdir))
+
+
 class Stop(Exception):
     pass
 
@@ -556,6 +600,14 @@ def test_a_section_whose_test_recordings_are_all_skipped_is_not_evaluable(tmp_pa
     assert results["auc"][results["section"] == 0].isna().all()
     assert results["auc"][results["section"] == 1].notna().all()
     assert {*results["n_normal"][results["section"] == 0]} == {0}
+
+
+@pytest.mark.parametrize("name", ["source", "seed", "method", "all_hmean"])
+def test_a_machine_may_not_be_named_like_another_column_of_table_2(name):
+    clips = pd.DataFrame({"machine": [name], "split": ["train"], "usable": [True], "section": [0]})
+    config = check_config(make_config("", machines=(name,)))
+    with pytest.raises(DataError, match=f"a machine named {name}: "):
+        experiment.choose_targets(config, clips)
 
 
 def test_a_machine_may_be_named_by_a_number(tmp_path, capsys):

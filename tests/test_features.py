@@ -92,3 +92,13 @@ def test_leading_axes_are_free(segments):
     once = log_mel(jnp.asarray(segments[0]), LOG_MEL)
     nested = log_mel(jnp.asarray(segments)[None], LOG_MEL)
     np.testing.assert_allclose(nested[0, 0], once, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [4000, 4001, 4100])
+def test_an_odd_window_has_librosas_frames(segments, samples):
+    front_end = LOG_MEL._replace(window=1023, hop=100)
+    x = segments[:, :samples]
+    got = np.asarray(log_mel(x, front_end), np.float64)
+    expected = librosa_mel(x, front_end, power=2.0, pad_mode="constant")
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(10 ** (got / 10), expected, rtol=1e-3)

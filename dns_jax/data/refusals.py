@@ -1,7 +1,9 @@
 """What is said about files that cannot be used."""
 
 import os
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 SKIP_BAD = "--config.data.skip_bad=True"
@@ -27,6 +29,26 @@ def describe_refusals(refusals: Iterable[Refusal]) -> str:
         f"{files} cannot be used (in brackets: the option that accepts or leaves out such a file):"
     )
     return "\n".join([head, *lines])
+
+
+@contextmanager
+def reading(artifact: str | os.PathLike) -> Iterator[None]:
+    """Turn what goes wrong while an artifact of a run is read into a message for the user.
+
+    Args:
+      artifact: without it the run makes anew what is read here.
+
+    Raises:
+      DataError: naming the artifact, what was wrong and the way out.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        what = (str(error).splitlines() or [""])[0][:200]
+        raise DataError(
+            f"{printable(artifact)} is damaged ({type(error).__name__}: {what}); "
+            "delete it and start again, and it is made anew"
+        ) from error
 
 
 def printable(path: str | os.PathLike) -> str:

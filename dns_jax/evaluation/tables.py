@@ -30,6 +30,8 @@ METHODS = {
 
 SIZES = ("serial_oe_clusters", "proposed_k", "oracle_k")  # columns of Table I
 
+OTHER_COLUMNS = ("source", "seed", "method", "all_hmean")  # of Table II, beside its machines
+
 # Table I: (clusters or K, data) of SerialOE, Proposed and Proposed (Oracle).
 PAPER_TABLE1 = {
     "fan": ((2, "source"), (512, "source"), (1024, "source")),
