@@ -3,7 +3,7 @@
     python -m dns_jax.main --config=configs/demo.py --workdir=runs/demo
 
 The sounds are synthetic and were not tuned to flatter the method; the tables show whatever comes
-out. Under five minutes on two cores.
+out. About two minutes on two cores.
 """
 
 import ml_collections
