@@ -85,7 +85,8 @@ def make_serial_oe_task(
     def loss(model, batch, key, progress):
         mix_key, dropout_key = jax.random.split(key)
         share = oe.mix_up_share(settings.mixup_schedule, progress)
-        segments, machine, product = oe.mix_up(mix_key, settings.mixup_alpha, share, *batch)
+        mixture = oe.draw_mixture(mix_key, settings.mixup_alpha, share, 2 * half)
+        segments, machine, product = oe.mix_up(*mixture, *batch)
         features = model(segments, train=True, key=dropout_key)
         return jnp.mean(
             oe.serial_oe_loss(model, features, machine, product, settings.product_weight)

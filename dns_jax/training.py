@@ -62,22 +62,20 @@ class Task(NamedTuple):
     validation_batches: Callable[[], Iterator[tuple[Any, int]]]
 
 
-def one_cycle(
-    low: float, peak: float, last: float, steps: int, warm_up: float = 0.3
-) -> optax.Schedule:
+def one_cycle(low: float, peak: float, last: float, steps: int) -> optax.Schedule:
     """Build PyTorch's OneCycleLR (cosine, two phases): low -> peak -> last over `steps` steps [19].
 
-    The peak lies at step ``warm_up * steps - 1`` and the end at ``steps - 1``; optax's own schedule
+    The peak lies at step ``0.3 * steps - 1`` and the end at ``steps - 1``; optax's own schedule
     peaks a step later.
     """
-    top, end = warm_up * steps - 1, steps - 1
+    top, end = 0.3 * steps - 1, steps - 1
 
     def value(step):
-        rise = step / top if top > 0 else 1.0
-        fall = (step - top) / (end - top) if end > top else 1.0
-        rising = peak + (low - peak) * (1 + jnp.cos(jnp.pi * rise)) / 2
-        falling = last + (peak - last) * (1 + jnp.cos(jnp.pi * fall)) / 2
-        return jnp.where(step <= top, rising, falling)
+        rising = step <= top
+        foot = jnp.where(rising, low, last)
+        climbed = jnp.where(rising, step / top, (end - step) / (end - top))
+        # Not (1 - cos) / 2, which float32 rounds to nothing near the foot.
+        return foot + (peak - foot) * jnp.square(jnp.sin(jnp.pi / 2 * climbed))
 
     return value
 

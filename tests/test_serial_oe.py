@@ -10,7 +10,13 @@ from scipy import special, stats
 
 from configs import default
 from dns_jax.features import mel_magnitude
-from dns_jax.models.serial_oe import SerialOE, mix_up, mix_up_share, serial_oe_loss
+from dns_jax.models.serial_oe import (
+    SerialOE,
+    draw_mixture,
+    mix_up,
+    mix_up_share,
+    serial_oe_loss,
+)
 
 PRODUCTS = 3
 
@@ -246,76 +252,70 @@ ROWS = 16
 
 
 @pytest.fixture(scope="module")
-def mix():
-    """A thousand batches compiled once: (share, waveforms, labels...) -> [1000, 16, ...]."""
+def draw():
+    """A thousand draws compiled once: share -> partners and weights, [1000, 16]."""
 
     @jax.jit
-    def run(keys, share, *batch):
-        return jax.vmap(lambda key: mix_up(key, 0.2, share, *batch))(keys)
+    def run(keys, share):
+        return jax.vmap(lambda key: draw_mixture(key, 0.2, share, ROWS))(keys)
 
-    def mix(share, *batch, seed=0):
-        keys = jax.random.split(jax.random.key(seed), 1000)
-        return [np.asarray(x) for x in run(keys, share, *(jnp.asarray(x) for x in batch))]
+    def draw(share, seed=0):
+        return [np.asarray(x) for x in run(jax.random.split(jax.random.key(seed), 1000), share)]
 
-    return mix
+    return draw
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def batch_to_mix():
-    """Waveforms that are one-hot, so that a mixed one holds its weights, and labels."""
+    """Waveforms, t_mac and t_id."""
     rng = np.random.default_rng(4)
-    shapes = (ROWS,), (ROWS, PRODUCTS)
-    return np.eye(ROWS, dtype=np.float32), *(rng.random(s).astype(np.float32) for s in shapes)
+    shapes = (ROWS, 50), (ROWS,), (ROWS, PRODUCTS)
+    return [rng.random(shape).astype(np.float32) for shape in shapes]
 
 
-def test_waveforms_and_labels_are_mixed_by_the_same_partners_and_weights(mix, batch_to_mix):
-    weights, machine, product = mix(1.0, *batch_to_mix)
-    assert (weights != batch_to_mix[0]).any()
-    np.testing.assert_allclose(machine, weights @ batch_to_mix[1], rtol=1e-4)
-    np.testing.assert_allclose(product, weights @ batch_to_mix[2], rtol=1e-4)
+def test_waveforms_and_labels_are_mixed_by_the_same_partners_and_weights(batch_to_mix):
+    rng = np.random.default_rng(5)
+    partner, weight = rng.permutation(ROWS), rng.random(ROWS).astype(np.float32)
+    for mixed, given in zip(mix_up(partner, weight, *batch_to_mix), batch_to_mix, strict=True):
+        rows = enumerate(zip(partner, weight, strict=True))
+        expected = [float(w) * given[i] + (1 - float(w)) * given[j] for i, (j, w) in rows]
+        np.testing.assert_allclose(mixed, expected, rtol=1e-5)
 
 
-def test_a_mixed_row_is_a_convex_combination_with_one_partner_of_a_permutation(mix, batch_to_mix):
-    weights, *_ = mix(1.0, *batch_to_mix)
-    assert (weights >= 0).all()
-    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
-    partners = weights * (1 - np.eye(ROWS)) > 0
-    assert partners.sum(2).max() == 1  # 0 where the weight is 1 or a row met itself
-    assert partners.sum(1).max() == 1
-    met = partners.sum(0)[~np.eye(ROWS, dtype=bool)]
-    assert stats.chisquare(met).pvalue > 1e-3
+def test_partners_are_a_random_permutation(draw):
+    partners, _ = draw(1.0)
+    np.testing.assert_array_equal(np.sort(partners), np.tile(np.arange(ROWS), (1000, 1)))
+    met = np.sum(partners[:, :, None] == np.arange(ROWS), axis=0)
+    assert stats.chisquare(met.ravel()).pvalue > 1e-3
 
 
-def test_every_row_draws_its_own_weight_from_beta_one_fifth_one_fifth(mix, batch_to_mix):
-    rng = np.random.default_rng(0)
-    weights = np.diagonal(mix(1.0, *batch_to_mix)[0], axis1=1, axis2=2)
-
-    def draw(alpha):  # a row meets itself once in 16 times; float32 rounds 1 - 1e-8 to 1
-        drawn = rng.beta(alpha, alpha, 100_000)
-        return np.where(rng.random(100_000) < 1 / ROWS, 1, drawn).astype(np.float32)
-
-    assert stats.ks_2samp(weights.ravel(), draw(0.2)).pvalue > 1e-3
-    assert stats.ks_2samp(weights.ravel(), draw(0.25)).pvalue < 1e-6
+def test_every_row_draws_its_own_weight_from_beta_one_fifth_one_fifth(draw):
+    _, weights = draw(1.0)
+    rng = np.random.default_rng(0)  # float32 rounds 1 - 1e-8 to 1
+    same, other = (rng.beta(a, a, 100_000).astype(np.float32) for a in (0.2, 0.25))
+    assert stats.ks_2samp(weights.ravel(), same).pvalue > 1e-3
+    assert stats.ks_2samp(weights.ravel(), other).pvalue < 1e-6
     assert stats.spearmanr(weights[:, 0], weights[:, 1]).pvalue > 1e-3
 
 
-def test_mix_up_is_a_function_of_the_key(mix, batch_to_mix):
-    first, again, other = (mix(1.0, *batch_to_mix, seed=seed)[0] for seed in (6, 6, 7))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
+def test_a_mixture_is_a_function_of_the_key(draw):
+    first, again, other = (draw(1.0, seed) for seed in (6, 6, 7))
+    for i in range(2):
+        np.testing.assert_array_equal(first[i], again[i])
+        assert (first[i] != other[i]).any()
 
 
-def test_share_0_leaves_every_batch_as_it_was(mix, batch_to_mix):
-    noise = np.random.default_rng(8).standard_normal((ROWS, ROWS)).astype(np.float32)
-    batch = noise, *batch_to_mix[1:]
-    for mixed, given in zip(mix(0.0, *batch), batch, strict=True):
-        np.testing.assert_array_equal(mixed, np.broadcast_to(given, mixed.shape))
+def test_weight_1_leaves_a_batch_as_it_was(batch_to_mix):
+    partner = np.arange(ROWS)[::-1]
+    mixture = mix_up(partner, np.ones(ROWS), *batch_to_mix)
+    for mixed, given in zip(mixture, batch_to_mix, strict=True):
+        np.testing.assert_array_equal(mixed, given)
 
 
-def test_share_is_the_probability_that_a_whole_batch_is_mixed(mix, batch_to_mix):
-    mixed = mix(0.3, *batch_to_mix)[0]
-    changed = (mixed != batch_to_mix[0]).any((1, 2))
-    assert stats.binomtest(int(changed.sum()), 1000, 0.3).pvalue > 1e-3
+def test_share_is_the_probability_that_a_whole_batch_is_mixed(draw):
+    assert (draw(0.0)[1] == 1).all()
+    unmixed = (draw(0.3)[1] == 1).all(axis=1)
+    assert stats.binomtest(int(unmixed.sum()), 1000, 0.7).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(

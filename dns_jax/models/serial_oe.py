@@ -112,36 +112,44 @@ def serial_oe_loss(
     return machine_loss + product_weight * product_loss
 
 
-def mix_up(
-    key: jax.Array,
-    alpha: float,
-    share: jax.Array | float,
-    waveforms: jax.Array,
-    *labels: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """Mix every row of a batch with another row of it, waveforms and labels alike [20].
+def draw_mixture(
+    key: jax.Array, alpha: float, share: jax.Array | float, rows: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draw how a batch is mixed up [20].
 
     Args:
       key: random key.
       alpha: each row's weight is drawn from Beta(alpha, alpha).
-      share: probability that this batch is mixed at all.
-      waveforms: f32[batch, samples].
-      *labels: f32[batch, ...] targets in [0, 1].
+      share: probability that this batch is mixed at all; otherwise all weights are 1.
+      rows: size of the batch.
 
     Returns:
-      The mixed waveforms and labels, shaped as they came.
+      partner: i32[rows], a permutation of the rows.
+      weight: f32[rows] in [0, 1].
     """
     key_pairs, key_weights, key_share = jax.random.split(key, 3)
-    rows = waveforms.shape[0]
     partner = jax.random.permutation(key_pairs, rows)
     weight = jax.random.beta(key_weights, alpha, alpha, (rows,))
-    weight = jnp.where(jax.random.uniform(key_share) < share, weight, 1.0)
+    return partner, jnp.where(jax.random.uniform(key_share) < share, weight, 1.0)
+
+
+def mix_up(partner: jax.Array, weight: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Mix every row of a batch with another row of it, waveforms and labels alike [20].
+
+    Args:
+      partner: i32[rows], the other row.
+      weight: f32[rows], of the row itself.
+      *arrays: f32[rows, ...], waveforms, or labels in [0, 1].
+
+    Returns:
+      The mixed arrays, shaped as they came.
+    """
 
     def mix(x):
-        w = weight.reshape((rows,) + (1,) * (x.ndim - 1))
+        w = weight.reshape(weight.shape + (1,) * (x.ndim - 1))
         return w * x + (1 - w) * x[partner]
 
-    return tuple(mix(x) for x in (waveforms, *labels))
+    return tuple(mix(x) for x in arrays)
 
 
 def mix_up_share(schedule: str, progress: jax.Array) -> jax.Array | float:
