@@ -142,10 +142,11 @@ class EfficientNet(nnx.Module):
         channels = _round_channels(config.stem * config.width)
         self.stem = _conv(1, channels, rngs, kernel=3, stride=2)
         self.stem_norm = BatchNorm(channels, epsilon=EPSILON)
+        self.repeats = tuple(math.ceil(stage.repeats * config.depth) for stage in stages)
         blocks = []
-        for stage in stages:
+        for stage, repeats in zip(stages, self.repeats, strict=True):
             stage = stage._replace(channels=_round_channels(stage.channels * config.width))
-            for i in range(math.ceil(stage.repeats * config.depth)):
+            for i in range(repeats):
                 stride = stage.stride if i == 0 else 1
                 blocks.append(MBConv(channels, stage, stride, rngs=rngs))
                 channels = stage.channels
