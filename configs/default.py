@@ -22,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.rate = 16000  # Hz [P]
     data.segment_seconds = 4.0  # training crop and test window [P]
     data.hop_seconds = 1.0  # between test windows: seven in 10 s, 75 % overlap [P]
+    data.standardise = "recording"  # mean 0, variance 1 of each [P]; or "machine" [S], "none" [B]
+    data.train_share = 0.85  # of a section's source recordings, and all but one of target [P]
     data.resample = False  # accept recordings of another rate
     data.channel = -1  # accept recordings of several channels and take this one
     data.skip_bad = False  # leave refused recordings out; in the results they stay, unscored
@@ -84,9 +86,11 @@ def get_config() -> ml_collections.ConfigDict:
     oe.product_weight = 5.0  # lambda_id [P]
     oe.mixup_alpha = 0.2  # [S]
     oe.mixup_schedule = "always"  # [P] is silent; "ramp_up", "ramp_down": two recipes of [S]
+    oe.init_from = ""  # backbone from timm's tf_efficientnet_b0.ns_jft_in1k.safetensors [S]; random
     oe.learning_rate = 1e-3  # peak of OneCycle [P]
     oe.weight_decay = 0.0  # of AdamW [S]
     oe.batch = 128  # half of the target machine, half pseudo-anomalous [P]
+    oe.target_per_batch = -1  # target-domain recordings: -1 as any other [P], 0 or 1 a batch [S]
     oe.epochs = 150  # every training recording of the target once each [P]
     oe.validate_every = 5  # epochs [S]
 
@@ -99,6 +103,8 @@ def get_config() -> ml_collections.ConfigDict:
     smoothing.unit = "segment"  # or "clip"; fits Table I's K
     smoothing.scope = "section"  # or "machine"; fits Table I's K
     smoothing.default_k = 32  # for a machine without validation sections
+
+    config.threshold_percentile = 90.0  # of the training recordings' scores, for decisions [B]
 
     config.scoring_batch = 32  # segments scored at a time
     return config

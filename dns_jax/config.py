@@ -14,7 +14,14 @@ from dns_jax.features import make_front_end
 from dns_jax.files import write_text
 
 # Where the recordings lie and how a run is watched change nothing in its results.
-_NOT_IDENTITY = ("data_dir", "progress", "checkpoint_seconds", "data.cache_dir", "data.labels")
+_NOT_IDENTITY = (
+    "data_dir",
+    "progress",
+    "checkpoint_seconds",
+    "data.cache_dir",
+    "data.labels",
+    "serial_oe.init_from",  # its content is, see `check_recordings`
+)
 
 
 class ConfigError(ValueError):
@@ -43,7 +50,7 @@ def _are_stages(rows):
 
 # Every field there is, by what it may be; * stands for both networks.
 _LIMITS = (
-    ("text", _is_text, "data_dir data.labels data.cache_dir"),
+    ("text", _is_text, "data_dir data.labels data.cache_dir serial_oe.init_from"),
     (
         "True or False",
         lambda v: isinstance(v, bool),
@@ -92,6 +99,13 @@ _LIMITS = (
         "checkpoint_seconds *.front_end.low_hz serial_oe.product_weight serial_oe.weight_decay",
     ),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, "serial_oe.dropout"),
+    ("above 0 and below 1", lambda v: 0 < v < 1, "data.train_share"),
+    ("from 0 to 100", lambda v: 0 <= v <= 100, "threshold_percentile"),
+    (
+        "-1 (as any other recording) or a whole number from 0",
+        lambda v: type(v) is int and v >= -1,
+        "serial_oe.target_per_batch",
+    ),
     ("-1 (mono) or a channel from 0", lambda v: type(v) is int and v >= -1, "data.channel"),
     *(
         (" or ".join(choices), choices.__contains__, name)
@@ -99,6 +113,7 @@ _LIMITS = (
             "serial_oe.machine_head": ("linear", "squared_norm"),
             "serial_oe.mixup_schedule": ("always", "ramp_up", "ramp_down"),
             "inlier.fit_split": ("all", "train", "validation"),
+            "data.standardise": ("recording", "machine", "none"),
             "smoothing.unit": ("segment", "clip"),
             "smoothing.scope": ("section", "machine"),
         }.items()
@@ -178,6 +193,11 @@ def _relations(config) -> Iterator[tuple[bool, str]]:
         adjacent <= frames,
         f"--config.autoencoder.adjacent_frames={adjacent}: {segment} has {frames} frames",
     )
+    quota, half = config.serial_oe.target_per_batch, config.serial_oe.batch // 2
+    yield (
+        quota < half,
+        f"--config.serial_oe.target_per_batch={quota}: it must be below half a batch, {half}",
+    )
     both = sorted({*config.validation_sections} & {*config.evaluation_sections})
     yield (
         not both,
@@ -225,14 +245,15 @@ def open_workdir(config: ml_collections.FrozenConfigDict, workdir: Path) -> None
 
 
 def check_recordings(workdir: Path, digests: dict[str, str]) -> None:
-    """Remember the content of the recordings of a run, or check that it is the same.
+    """Remember the content of what a run learns from, or check that it is the same.
 
     Args:
       workdir: opened by `open_workdir`.
-      digests: {machine: hex digest of its table and samples}.
+      digests: {machine, or field that names a file: hex digest of the content}.
 
     Raises:
-      ConfigError: naming the machines whose recordings are others than at the run's start.
+      ConfigError: naming the machines whose recordings, and the fields whose files, are others than
+        at the run's start.
     """
     file = workdir / "config.json"
     run = _read(file)
@@ -243,8 +264,8 @@ def check_recordings(workdir: Path, digests: dict[str, str]) -> None:
     differ = sorted(m for m in {*before, *digests} if before.get(m) != digests.get(m))
     if differ:
         raise ConfigError(
-            f"{workdir} was started with other recordings or labels of {', '.join(differ)}; "
-            "give another --workdir or the same recordings"
+            f"{workdir} was started with other recordings, labels or weights of "
+            f"{', '.join(differ)}; give another --workdir or the same files"
         )
 
 

@@ -5,7 +5,6 @@ that was stopped anywhere goes on by starting it again.
 """
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -16,20 +15,19 @@ from flax import nnx
 
 from dns_jax.config import ConfigError, check_config, check_recordings, open_workdir
 from dns_jax.data.clips import read_clips, split_validation
-from dns_jax.data.refusals import DataError, describe_refusals, printable, reading
+from dns_jax.data.refusals import DataError, describe_refusals, printable
 from dns_jax.data.synthetic import write_factory
-from dns_jax.data.waveforms import Waveforms, open_waveforms
-from dns_jax.evaluation import score_files, tables
-from dns_jax.evaluation.metrics import evaluate
+from dns_jax.data.waveforms import Waveforms, open_waveforms, standardise
+from dns_jax.evaluation import tables
 from dns_jax.evaluation.protocol import score_systems
+from dns_jax.evaluation.results import print_tables, tabulate
 from dns_jax.models.autoencoder import Autoencoder
+from dns_jax.models.efficientnet import EfficientNet
 from dns_jax.models.serial_oe import SerialOE
+from dns_jax.models.weights import read_backbone
 from dns_jax.scoring import Segments, load_segments, save_segments, score_segments
 from dns_jax.tasks import make_autoencoder_task, make_serial_oe_task
 from dns_jax.training import fit
-
-SYSTEMS = ("ae", "serial_oe", "proposed", "oracle")
-_TEXTS = ("machine", "seed", "note")  # columns of the tables that may look like numbers
 
 
 def run(config, workdir: Path) -> None:
@@ -48,7 +46,8 @@ def run(config, workdir: Path) -> None:
     if not (workdir / "table2.csv").exists():
         clips, waveforms = read_recordings(config, workdir)
         machines = choose_targets(config, clips)
-        check_recordings(workdir, _digest(clips, waveforms))
+        weights = _digest_weights(config)
+        check_recordings(workdir, weights | _digest(clips, waveforms))
         for machine in machines:
             for seed in config.seeds:
                 directory = workdir / machine / f"seed_{seed}"
@@ -124,6 +123,14 @@ def choose_targets(config, clips: pd.DataFrame) -> list[str]:
             raise DataError(
                 f"{machine} has test recordings but no training recordings of sections {untrained}"
             )
+        domains = set(training["domain"][training["machine"] == machine])
+        if (quota := config.serial_oe.target_per_batch) >= 0:
+            for domain in {"source", "target"} if quota else {"source"}:
+                if domain not in domains:
+                    raise ConfigError(
+                        f"--config.serial_oe.target_per_batch={quota}: {machine} has no training "
+                        f"recordings of the {domain} domain"
+                    )
         if set(training["machine"]) == {machine}:
             raise DataError(
                 f"{machine} has no other machine with training recordings beside it; SerialOE "
@@ -143,9 +150,10 @@ def make_segments(
         return load_segments(file)
     usable = clips["usable"].to_numpy()
     validates = np.zeros(len(clips), bool)
-    validates[usable] = split_validation(clips[usable], seed)
+    validates[usable] = split_validation(clips[usable], seed, config.data.train_share)
     trains = (clips["split"] == "train").to_numpy() & usable
     target = (clips["machine"] == machine).to_numpy()
+    waveforms = standardise(waveforms, config.data.standardise, np.flatnonzero(trains & target))
 
     def rows(mask):
         return np.flatnonzero(trains & mask)
@@ -173,12 +181,16 @@ def make_segments(
         config,
         waveforms,
         products,
+        (clips["domain"] == "target").to_numpy(),
         (rows(target & ~validates), rows(~target & ~validates)),
         (rows(target & validates), rows(~target & validates)),
         seed,
     )
+    serial_oe = SerialOE(config.serial_oe, len(sections), rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
+    if weights := config.serial_oe.init_from:
+        serial_oe.backbone = read_backbone(weights, serial_oe.backbone)
     serial_oe = fit(
-        SerialOE(config.serial_oe, len(sections), rngs=nnx.Rngs(jax.random.fold_in(key, 1))),
+        serial_oe,
         optimizer,
         task,
         schedule,
@@ -198,62 +210,15 @@ def make_segments(
     return segments
 
 
-def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) -> None:
-    """Evaluate the score files of all machines and seeds; write results.csv, Tables I and II."""
-    results, selections = [], []
-    for machine in machines:
-        test = clips[(clips["machine"] == machine) & (clips["split"] == "test")]
-        for seed in config.seeds:
-            directory = workdir / machine / f"seed_{seed}"
-            with reading(directory / "selection.json"):  # written last, it stands for the scores
-                selection = json.loads((directory / "selection.json").read_text())
-                scores = {
-                    system: _read_scores(directory / "scores" / system, test["clip"])
-                    for system in SYSTEMS
-                    if selection["proposed"] and (system == "ae" or selection[system])
-                }
-            selections.append(selection)
-            for system, values in scores.items():
-                table = evaluate(test, values)
-                results.append(table.assign(machine=machine, seed=seed, system=system))
-    columns = "machine seed section domain system auc pauc n_normal n_anomaly".split()
-    results = pd.concat(results)[columns] if results else pd.DataFrame(columns=columns)
-    tables.write_csv(results, workdir / "results.csv")
-    dcase2021 = _is_dcase2021(clips, machines)
-    tables.write_csv(tables.make_table1(selections, dcase2021), workdir / "table1.csv")
-    tables.write_csv(tables.make_table2(results, selections, dcase2021), workdir / "table2.csv")
-
-
-def _read_scores(folder, names):
-    """f64[names], from all of the evaluator's files of one system."""
-    scored = {}
-    for path in sorted(folder.glob("anomaly_score_*.csv")):
-        scored |= dict(zip(*score_files.read_scores(path), strict=True))
-    return np.array([scored[name] for name in names])
-
-
-def print_tables(workdir: Path) -> None:
-    """Print Tables I and II as they lie in the workdir."""
-    for name, title in (
-        ("table1", "Table I: hyper-parameters"),
-        ("table2", "Table II: harmonic mean of AUC and pAUC, in %"),
-    ):
-        with reading(workdir / "table2.csv"):  # the last one written, it stands for all
-            table = pd.read_csv(workdir / f"{name}.csv", dtype=dict.fromkeys(_TEXTS, str))
-        print(tables.format_table(table, title), end="\n\n")
-    print(f"Every section and domain: {workdir / 'results.csv'}")
-
-
-def _is_dcase2021(clips, machines):
-    """Whether the machines have the paper's training data: 1,000 + 3 recordings a section."""
-    training = clips[(clips["split"] == "train") & clips["machine"].isin(machines)]
-    counts = training.groupby(["machine", "section", "domain"]).size().unstack(fill_value=0)
-    counts = counts.reindex(columns=["source", "target"], fill_value=0)
-    return bool(
-        set(machines) <= set(tables.PAPER_TABLE1)
-        and (counts["source"] >= 1000).all()
-        and (counts["target"] == 3).all()
-    )
+def _digest_weights(config):
+    """{field: digest} of the file of initial weights, which is read to see that it fits."""
+    path = config.serial_oe.init_from
+    if not path:
+        return {}
+    backbone = config.serial_oe.backbone
+    read_backbone(path, nnx.eval_shape(lambda: EfficientNet(backbone, rngs=nnx.Rngs(0))))
+    with open(path, "rb") as file:
+        return {"serial_oe.init_from": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
 
 
 def _digest(clips, waveforms):

@@ -14,7 +14,15 @@ from dns_jax.models import serial_oe as oe
 from dns_jax.training import Schedule, Task, one_cycle_adamw
 
 # Independent chains of random numbers of one seed.
-_AE_ROWS, _AE_CROPS, _POSITIVE_ROWS, _NEGATIVE_ROWS, _OE_CROPS, _OE_VALIDATION = range(6)
+(
+    _AE_ROWS,
+    _AE_CROPS,
+    _POSITIVE_ROWS,
+    _NEGATIVE_ROWS,
+    _OE_CROPS,
+    _OE_VALIDATION,
+    _TARGET_DOMAIN_ROWS,
+) = range(7)
 
 
 def make_autoencoder_task(
@@ -45,7 +53,7 @@ def make_autoencoder_task(
             yield waveforms.crop(rows, np.zeros_like(rows), samples), count
 
     task = Task(loss, ae.score_segments, draw_batch, validation_batches)
-    schedule = _schedule(config, settings, len(train), settings.batch)
+    schedule = _schedule(config, settings, train, settings.batch)
     return task, schedule, optax.adam(settings.learning_rate)
 
 
@@ -53,6 +61,7 @@ def make_serial_oe_task(
     config,
     waveforms: Waveforms,
     products: np.ndarray,
+    target_domain: np.ndarray,
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     seed: int,
@@ -63,12 +72,23 @@ def make_serial_oe_task(
       config: the whole configuration.
       waveforms: recordings of all machines.
       products: i64[clips], product ID from 0 of the target machine's rows, -1 of all others.
+      target_domain: bool[clips], recordings of the changed factory.
       train: rows of the target machine and pseudo-anomalous rows to learn from.
       validation: likewise, to choose the weights by.
       seed: of the run.
     """
     settings, samples = config.serial_oe, _segment_samples(config)
-    half = settings.batch // 2
+    half, quota = settings.batch // 2, settings.target_per_batch
+    positives, negatives = train
+    chains = [(positives, half, _POSITIVE_ROWS)]
+    if quota >= 0:
+        shifted = target_domain[positives]
+        chains = [
+            (positives[~shifted], half - quota, _POSITIVE_ROWS),
+            (positives[shifted], quota, _TARGET_DOMAIN_ROWS),
+        ]
+    schedule = _schedule(config, settings, *chains[0][:2])
+    chains.append((negatives, half, _NEGATIVE_ROWS))
     count = int(products.max()) + 1
 
     def label(rows):
@@ -77,9 +97,9 @@ def make_serial_oe_task(
         return (product >= 0).astype(np.float32), one_hot.astype(np.float32)
 
     def draw_batch(step):
-        positives = draw_rows(train[0], half, seed, _POSITIVE_ROWS, step)
-        negatives = draw_rows(train[1], half, seed, _NEGATIVE_ROWS, step)
-        rows = np.concatenate([positives, negatives])
+        rows = np.concatenate(
+            [draw_rows(rows, n, seed, stream, step) for rows, n, stream in chains if n]
+        )
         return crop_randomly(waveforms, rows, samples, seed, _OE_CROPS, step), *label(rows)
 
     def loss(model, batch, key, progress):
@@ -106,7 +126,6 @@ def make_serial_oe_task(
             yield (waveforms.crop(rows, np.zeros_like(rows), samples), *label(rows)), size
 
     task = Task(loss, validation_loss, draw_batch, validation_batches)
-    schedule = _schedule(config, settings, len(train[0]), half)
     steps = schedule.epochs * schedule.steps_per_epoch
     return task, schedule, one_cycle_adamw(settings.learning_rate, settings.weight_decay, steps)
 
@@ -115,10 +134,10 @@ def _segment_samples(config):
     return round(config.data.rate * config.data.segment_seconds)
 
 
-def _schedule(config, settings, recordings, batch):
+def _schedule(config, settings, rows, batch):
     return Schedule(
         epochs=settings.epochs,
-        steps_per_epoch=count_steps(recordings, batch),
+        steps_per_epoch=count_steps(len(rows), batch),
         validate_every=settings.validate_every,
         checkpoint_seconds=config.checkpoint_seconds,
     )

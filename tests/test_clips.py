@@ -543,6 +543,14 @@ def test_85_percent_of_source_and_all_but_one_target_clip_train(domain, count, v
     assert list(clips[validation].groupby("section").size()) == ([validate] * 2 if validate else [])
 
 
+@pytest.mark.parametrize(
+    ("share", "validate"), [(0.85, 150), (5 / 6, 167), (0.29, 710), (0.001, 999), (0.999, 1)]
+)
+def test_another_share_of_source_clips_trains(share, validate):
+    clips = training_table({("fan", 0, "source"): 1000})
+    assert split_validation(clips, 0, share).sum() == validate
+
+
 def test_test_clips_never_validate():
     clips = training_table({("fan", 0, "source"): 20})
     assert not split_validation(clips, 0)[clips["split"] == "test"].any()

@@ -128,6 +128,11 @@ REFUSED = [
     *((name, value) for name in NOT_NEGATIVES for value in (-0.1, NAN, INF)),
     *(("serial_oe.dropout", value) for value in (-0.1, 1.0, 2.0, NAN)),
     *(("data.channel", value) for value in (-2, -100)),
+    *(("data.train_share", value) for value in (0.0, 1.0, -0.1, NAN)),
+    *(("threshold_percentile", value) for value in (-1.0, 100.5, NAN)),
+    *(("serial_oe.target_per_batch", value) for value in (-2, 2**70 * -1)),
+    ("data.standardise", "clip"),
+    ("serial_oe.init_from", None),
     *(
         (name, values)
         for name in ("validation_sections", "evaluation_sections", "seeds")
@@ -199,6 +204,10 @@ def test_a_value_outside_its_limits_is_refused_by_name_and_value(name, value):
             {"validation_sections": (0, 3, 4)},
             "sections [3, 4] are in both --config.validation_sections and "
             "--config.evaluation_sections",
+        ),
+        (
+            {"serial_oe.target_per_batch": 64},
+            "--config.serial_oe.target_per_batch=64: it must be below half a batch, 64",
         ),
         (
             {"data.synthetic": True, "data_dir": "mine"},
@@ -409,7 +418,9 @@ def test_the_recordings_of_a_run_are_remembered(tmp_path):
 def test_other_recordings_are_refused_naming_their_machines(tmp_path, digests, machines):
     open_workdir(frozen(), tmp_path)
     check_recordings(tmp_path, {"fan": "a", "pump": "b"})
-    with pytest.raises(ConfigError, match=f"other recordings or labels of {machines}; give"):
+    with pytest.raises(
+        ConfigError, match=f"other recordings, labels or weights of {machines}; give"
+    ):
         check_recordings(tmp_path, digests)
 
 

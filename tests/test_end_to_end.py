@@ -16,15 +16,19 @@ import pandas as pd
 import pytest
 import soundfile
 import tiny
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from machine import make_machine, smooth_by_hand
-from sklearn.metrics import roc_auc_score
+from safetensors.numpy import save_file
+from sklearn.metrics import recall_score, roc_auc_score
 
 from dns_jax import experiment
 from dns_jax.config import ConfigError, check_config
 from dns_jax.data.refusals import DataError
-from dns_jax.evaluation import tables
+from dns_jax.evaluation import results, tables
 from dns_jax.evaluation.protocol import score_systems
+from dns_jax.models.efficientnet import EfficientNet
+from dns_jax.models.weights import to_timm
 
 RATE = 4000
 BROKEN = "section_01_source_test_normal_0002"
@@ -243,7 +247,7 @@ def test_the_tables_hold_the_choices_and_the_evaluation_section(run):
         assert row[f"{system}_data"] == selection[system]["data"]
     results = pd.read_csv(run.workdir / "results.csv")
     table2 = pd.read_csv(run.workdir / "table2.csv").set_index("method")
-    assert {*table2.index} == {*tables.METHODS.values()}
+    assert {*table2.index} == {*tables.METHODS.values(), tables.DIFFERENCE}
     for system in SYSTEMS:
         cell = results.set_index(["system", "section", "domain"]).loc[(system, 1, "all")]
         hmean = 2 / (1 / cell["auc"] + 1 / cell["pauc"])
@@ -406,7 +410,9 @@ def test_flac_gives_the_same_as_wav(run, twin):
 def test_each_seed_has_its_rows_and_their_mean_and_deviation(twin):
     assert pd.read_csv(twin.workdir / "table1.csv")["seed"].tolist() == [0, 1]
     table2 = pd.read_csv(twin.workdir / "table2.csv", dtype={"seed": str})
-    for _, rows in table2.groupby("method"):
+    for method, rows in table2.groupby("method"):
+        if method == tables.DIFFERENCE:
+            continue
         assert rows["seed"].tolist() == ["0", "1", "mean", "std"]
         figures = rows.drop(columns=["source", "seed", "method"]).to_numpy()
         np.testing.assert_allclose(figures[2], figures[:2].mean(0))
@@ -416,6 +422,48 @@ def test_each_seed_has_its_rows_and_their_mean_and_deviation(twin):
         for seed in (0, 1)
     )
     assert (first != second).any()
+
+
+def test_proposed_minus_ae_is_their_difference_averaged_over_seeds_within_its_interval(twin):
+    table2 = pd.read_csv(twin.workdir / "table2.csv", dtype={"seed": str})
+    columns = ["fan", "all_hmean"]
+    proposed, ae = (
+        table2[(table2["method"] == method) & (table2["seed"] == "mean")][columns].to_numpy()[0]
+        for method in ("Proposed", "AE")
+    )
+    rows = table2[table2["method"] == tables.DIFFERENCE]
+    assert rows["seed"].tolist() == ["mean", "2.5%", "97.5%"]
+    difference, low, high = rows[columns].to_numpy()
+    np.testing.assert_allclose(difference, proposed - ae)
+    assert (low <= difference).all()
+    assert (difference <= high).all()
+    assert (low < high).all()
+
+
+def test_official_results_are_of_both_parts_every_seed_and_every_system(twin):
+    official = pd.read_csv(twin.workdir / "official.csv")
+    blocks = official.groupby(["sections", "seed", "system"])
+    assert {*blocks.groups} == {
+        (part, seed, system)
+        for part in ("validation", "evaluation")
+        for seed in (0, 1)
+        for system in SYSTEMS
+    }
+    results = pd.read_csv(twin.workdir / "results.csv").set_index(
+        ["seed", "system", "section", "domain"]
+    )
+    for (part, seed, system), block in blocks:
+        cells = block[block["kind"] == "section"]
+        section = {"validation": 0, "evaluation": 1}[part]
+        assert cells["section"].tolist() == [section, section]
+        for cell in cells.itertuples():
+            row = results.loc[(seed, system, section, cell.domain)]
+            assert (cell.auc, cell.pauc) == (row["auc"], row["pauc"])
+            name = f"decision_result_fan_section_{section:02d}_{cell.domain}_test.csv"
+            path = twin.workdir / "fan" / f"seed_{seed}" / "scores" / system / name
+            decided = dict(line.split(",") for line in path.read_text().split())
+            pairs = [("anomaly" in k, v == "1") for k, v in decided.items() if v != "nan"]
+            assert cell.recall == pytest.approx(recall_score(*zip(*pairs, strict=True)))
 
 
 # What is refused before training
@@ -434,7 +482,7 @@ def test_other_recordings_stop_a_run_that_began(run, tree, tmp_path):
     (tmp_path / "run" / "table2.csv").unlink()
     data = shutil.copytree(tree, tmp_path / "data")
     next((data / "pump" / "train").iterdir()).unlink()
-    with pytest.raises(ConfigError, match="other recordings or labels of pump"):
+    with pytest.raises(ConfigError, match="other recordings, labels or weights of pump"):
         experiment.run(make_config(data), tmp_path / "run")
 
 
@@ -496,7 +544,8 @@ def test_the_autoencoder_learns_from_the_machine_and_serial_oe_from_all(monkeypa
     assert not {*train} & {*validation}
     assert len(train) + len(validation) == 30
 
-    products, (positives, negatives), (held_out, others), _ = seen["serial_oe"]
+    products, shifted, (positives, negatives), (held_out, others), _ = seen["serial_oe"]
+    np.testing.assert_array_equal(shifted, clips["domain"] == "target")
     np.testing.assert_array_equal(positives, train)
     np.testing.assert_array_equal(held_out, validation)
     assert {*negatives, *others} == {*np.flatnonzero(clips["machine"] == "pump")}
@@ -521,6 +570,66 @@ def test_where_only_one_recording_can_be_used_it_trains(monkeypatch, tmp_path, k
     clips["usable"] = (clips["machine"] == "pump") | (clips.index == kept)
     train, validation, _ = describe_tasks(monkeypatch, tmp_path, clips)["autoencoder"]
     assert (train.tolist(), validation.tolist()) == ([kept], [])
+
+
+# Initial weights
+
+
+def write_weights(path, seed):
+    """A file of random weights for the backbone of these tests, and the backbone."""
+    config = make_config("").serial_oe.backbone
+    backbone = tiny.randomise(lambda: EfficientNet(config, rngs=nnx.Rngs(0)), seed)
+    save_file(to_timm(backbone), path)
+    return backbone
+
+
+def test_serial_oe_starts_from_the_weights_of_a_file(monkeypatch, tmp_path):
+    backbone = write_weights(tmp_path / "weights.safetensors", 0)
+    started = {}
+
+    def fit(model, *_, directory, **__):
+        started[directory.name] = model
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    monkeypatch.setattr(experiment, "score_segments", stop_after(0, None))
+    config = make_config("", **{"serial_oe.init_from": str(tmp_path / "weights.safetensors")})
+    with pytest.raises(Stop):
+        experiment.make_segments(config, make_clips(COUNTS), None, "fan", 0, tmp_path)
+    model = started["serial_oe"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        nnx.to_pure_dict(nnx.state(model.backbone)),
+        nnx.to_pure_dict(nnx.state(backbone)),
+    )
+    assert model.embed.kernel.shape == (8, 8)  # the heads are there, and random
+
+
+def test_weights_that_do_not_fit_stop_the_run_before_training(monkeypatch, tree, tmp_path):
+    monkeypatch.setattr(experiment, "make_segments", lambda *_: pytest.fail("training began"))
+    other = make_config("", **{"serial_oe.backbone.head": 24}).serial_oe.backbone
+    backbone = tiny.randomise(lambda: EfficientNet(other, rngs=nnx.Rngs(0)))
+    save_file(to_timm(backbone), tmp_path / "other.safetensors")
+    config = make_config(tree, **{"serial_oe.init_from": str(tmp_path / "other.safetensors")})
+    with pytest.raises(DataError, match=r"other\.safetensors: has .* of shape .*, it must be"):
+        experiment.run(config, tmp_path / "run")
+
+
+def test_weights_may_move_but_not_change_within_a_run(monkeypatch, tree, tmp_path):
+    monkeypatch.setattr(experiment, "make_segments", stop_after(0, None))
+
+    def start(**fields):
+        experiment.run(make_config(tree, **fields), tmp_path / "run")
+
+    write_weights(tmp_path / "a", 0)
+    with pytest.raises(Stop):
+        start(**{"serial_oe.init_from": str(tmp_path / "a")})
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(Stop):
+        start(**{"serial_oe.init_from": str(tmp_path / "b")})
+    write_weights(tmp_path / "a", 1)
+    for fields in ({"serial_oe.init_from": str(tmp_path / "a")}, {}):
+        with pytest.raises(ConfigError, match=r"labels or weights of serial_oe\.init_from; give"):
+            start(**fields)
 
 
 # Targets
@@ -554,6 +663,25 @@ def test_a_machine_that_cannot_be_trained_is_refused(counts, machines, says):
         choose(make_clips(counts), *machines)
 
 
+@pytest.mark.parametrize(
+    ("quota", "kept", "says"),
+    [
+        (1, "source", "target_per_batch=1: fan has no training recordings of the target domain"),
+        (0, "target", "target_per_batch=0: fan has no training recordings of the source domain"),
+        (0, "source", None),
+        (-1, "target", None),
+    ],
+)
+def test_a_domain_that_batches_ask_for_must_be_there(quota, kept, says):
+    clips = make_clips({("train", 2, kept): (9, 0), ("test", 2, "source"): (2, 2)})
+    config = check_config(make_config("", **{"serial_oe.target_per_batch": quota}))
+    if says is None:
+        assert experiment.choose_targets(config, clips) == ["fan"]
+    else:
+        with pytest.raises(ConfigError, match=says):
+            experiment.choose_targets(config, clips)
+
+
 def test_a_machine_alone_has_no_pseudo_anomalous_sounds():
     clips = make_clips(COUNTS)
     with pytest.raises(DataError, match="fan has no other machine with training recordings"):
@@ -571,8 +699,8 @@ def tabulate(workdir, clips, segments, machine="fan"):
     clips = clips.assign(machine=machine)
     directory = workdir / machine / "seed_0"
     score_systems(config, clips, segments, seed=0, directory=directory, say=lambda line: None)
-    experiment.tabulate(config, clips, [machine], workdir)
-    experiment.print_tables(workdir)
+    results.tabulate(config, clips, [machine], workdir)
+    results.print_tables(workdir)
 
 
 def test_a_machine_without_test_recordings_has_a_row_in_table_1_alone(tmp_path, capsys):
@@ -630,8 +758,8 @@ def test_a_machine_may_be_named_by_a_number(tmp_path, capsys):
 def test_the_papers_rows_stand_beside_ours_where_the_training_data_are_the_papers(counts, paper):
     domains = [domain for domain, count in counts.items() for _ in range(count)]
     clips = pd.DataFrame({"domain": domains}).assign(machine="fan", split="train", section=0)
-    assert experiment._is_dcase2021(clips, ["fan"]) is paper
-    assert experiment._is_dcase2021(clips.assign(machine="fans"), ["fans"]) is False
+    assert results._is_dcase2021(clips, ["fan"]) is paper
+    assert results._is_dcase2021(clips.assign(machine="fans"), ["fans"]) is False
 
 
 # Killed

@@ -268,7 +268,10 @@ def test_recordings_that_changed_are_one_line_and_status_2(call, tree, tmp_path)
     check_recordings(tmp_path / "w", {"fan": "a", "pump": "b"})  # of a run on other recordings
     status, printed, errors = call(FAN, *flags)
     assert (status, printed, len(errors)) == (2, [], 1)
-    assert "was started with other recordings or labels of fan, pump; give another" in errors[0]
+    assert (
+        "was started with other recordings, labels or weights of fan, pump; give another"
+        in errors[0]
+    )
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file", "empty machines"])

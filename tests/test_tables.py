@@ -194,6 +194,28 @@ def test_several_seeds_are_followed_by_their_mean_and_standard_deviation():
             assert row_of(table, method, "std")[column] == pytest.approx(std, rel=1e-12)
 
 
+def test_the_difference_and_its_interval_stand_last_in_percent_where_they_are_known():
+    difference = pd.DataFrame(
+        {
+            "machine": ["saw", "drill", "all"],  # in another order than the columns
+            "difference": [0.03, np.nan, 0.02],
+            "low": [-0.01, np.nan, 0.005],
+            "high": [0.06, np.nan, 0.04],
+        }
+    )
+    machines = ["drill", "saw"]
+    selections = [make_selection(machine, 0) for machine in machines]
+    table = make_table2(make_results(machines, [0]), selections, False, difference)
+    assert list(table["method"][-4:-3]) == ["Proposed (Oracle)"]
+    last = table[-3:]
+    assert last[["source", "method"]].to_numpy().tolist() == [["ours", "Proposed - AE"]] * 3
+    assert last["seed"].tolist() == ["mean", "2.5%", "97.5%"]
+    np.testing.assert_allclose(last["saw"], [3, -1, 6])
+    np.testing.assert_allclose(last["all_hmean"], [2, 0.5, 4])
+    assert last["drill"].isna().all()
+    assert last[table.columns[-1]].isna().all()  # a single section
+
+
 def test_the_call_out_is_the_evaluation_section_where_serial_oe_is_worst():
     results = make_results(["saw", "drill"], [0])
     set_auc(results, "drill", 4, 0.30)

@@ -17,6 +17,7 @@ from dns_jax.tasks import make_autoencoder_task, make_serial_oe_task
 SAMPLES = 2000
 # Rows 0 to 19 are the target's, three products; 20 to 29 are other machines'.
 PRODUCTS = np.r_[np.arange(20) % 3, np.full(10, -1)]
+SHIFTED = np.arange(30) % 5 == 0
 TRAIN = np.r_[0:9, 12], np.arange(20, 26)
 VALIDATION = np.r_[9, 10, 11, 13:17], np.arange(26, 30)
 
@@ -32,7 +33,7 @@ def autoencoder_task(recordings, config=None, train=TRAIN[0], validation=VALIDAT
 
 def serial_oe_task(recordings, config=None, train=TRAIN, validation=VALIDATION, seed=0):
     return make_serial_oe_task(
-        config or tiny.make_config(), recordings, PRODUCTS, train, validation, seed
+        config or tiny.make_config(), recordings, PRODUCTS, SHIFTED, train, validation, seed
     )
 
 
@@ -120,7 +121,7 @@ def test_serial_oe_validates_every_positive_once_beside_as_many_negatives(negati
     products = np.r_[PRODUCTS, np.full(50, -1)]
     others = np.arange(26, 26 + negatives)
     task, *_ = make_serial_oe_task(
-        tiny.make_config(), recordings, products, TRAIN, (VALIDATION[0], others), 0
+        tiny.make_config(), recordings, products, products > 0, TRAIN, (VALIDATION[0], others), 0
     )
     batches, rows, starts = validate(recordings, task)
     assert [(batch[0].shape, count) for batch, count in batches] == [
@@ -276,7 +277,7 @@ def test_an_epoch_of_the_papers_serial_oe_is_its_positives_by_64(positives, step
     train = np.arange(positives), np.arange(positives, positives + 3)
     products = np.r_[np.zeros(positives, int), [-1] * 3]
     _, schedule, _ = make_serial_oe_task(
-        default.get_config(), None, products, train, (NONE, NONE), 0
+        default.get_config(), None, products, products > 0, train, (NONE, NONE), 0
     )
     assert schedule == (150, steps, 5, 60.0)
 

@@ -19,6 +19,7 @@ import pytest
 import soundfile
 
 from dns_jax.data import cache as module
+from dns_jax.data import waveforms as waveforms_module
 from dns_jax.data.clips import read_clips
 from dns_jax.data.refusals import SKIP_BAD, DataError, Refusal, describe_refusals
 from dns_jax.data.waveforms import Waveforms, open_waveforms
@@ -487,6 +488,34 @@ def test_pieces_are_standardised_by_their_whole_recording(tmp_path):
         expected = standardise((loud, offset)[row])[start : start + SEGMENT]
         np.testing.assert_allclose(piece, expected, rtol=1e-6, atol=1e-6)
     assert abs(waveforms.crop([0], [0], SEGMENT).std() - 1) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["16 bit", "float"])
+def test_a_machine_is_standardised_by_all_samples_of_its_training_recordings(tmp_path, kind):
+    constant = np.full(SEGMENT, 900, np.int16)
+    parts = [noise(3, 80000) // 9, noise(4) + 500, constant, noise(5)]
+    named = {f"{NAME.format(i)}.wav": riff(x.tobytes()) for i, x in enumerate(parts)}
+    if kind == "float":
+        named[NAME.format(4) + ".wav"] = riff(bytes(3 * SEGMENT), bits=24)
+    _, waveforms, *_ = opened_tree(tmp_path, named)
+    assert waveforms.samples[0].dtype == (np.int16 if kind == "16 bit" else np.float32)
+    machine = waveforms_module.standardise(waveforms, "machine", np.array([0, 1, 2]))
+    training = np.concatenate(parts[:3]).astype(np.float64)
+    for row in (0, 2, 3):  # one that is not among them, too
+        expected = (parts[row] - training.mean()) / training.std()
+        np.testing.assert_allclose(whole(machine, row), expected, rtol=1e-5, atol=1e-6)
+    silent = waveforms_module.standardise(waveforms, "machine", np.array([2]))
+    assert not whole(silent, 2).any()
+
+
+@pytest.mark.parametrize("kind", ["16 bit", "float"])
+def test_without_standardisation_full_scale_is_1(tmp_path, kind):
+    named = {NAME.format(0) + ".wav": riff(noise(3).tobytes())}
+    if kind == "float":
+        named[NAME.format(1) + ".wav"] = riff(bytes(3 * SEGMENT), bits=24)
+    _, waveforms, *_ = opened_tree(tmp_path, named)
+    plain = waveforms_module.standardise(waveforms, "none", np.array([0]))
+    np.testing.assert_array_equal(whole(plain, 0), noise(3) / np.float32(32768))
 
 
 def test_a_tiny_or_nearly_constant_float_recording_is_standardised_all_the_same(tmp_path):

@@ -71,17 +71,18 @@ def read_clips(
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"section": int, "label": int}), refusals
 
 
-def split_validation(clips: pd.DataFrame, seed: int) -> np.ndarray:
+def split_validation(clips: pd.DataFrame, seed: int, share: float = 0.85) -> np.ndarray:
     """Choose the training clips that validate.
 
-    Per machine and section, 85 % of the source clips (rounded down) and all but one of the target
-    clips train (Sec. IV-A). Of several clips at least one trains and one validates; a single one
-    trains. The draw depends on the seed, the machine, the section, the domain and the stems there,
-    and on nothing else in the table.
+    Per machine and section, a share of the source clips (rounded down) and all but one of the
+    target clips train (Sec. IV-A). Of several clips at least one trains and one validates; a single
+    one trains. The draw depends on the seed, the machine, the section, the domain and the stems
+    there, and on nothing else in the table.
 
     Args:
       clips: the table of `read_clips`.
       seed: non-negative.
+      share: of the source clips that train, above 0 and below 1.
 
     Returns:
       bool[clips], True for the validation part of the training clips, False for test clips.
@@ -93,7 +94,8 @@ def split_validation(clips: pd.DataFrame, seed: int) -> np.ndarray:
     for (machine, section, domain), members in cells.items():
         rows = train[members]
         rows = rows[np.argsort(stems[rows])]
-        count = len(rows) * 85 // 100 if domain == "source" else len(rows) - 1
+        # To six digits, or 100 * 0.29 would be rounded down to 28.
+        count = int(round(len(rows) * share, 6)) if domain == "source" else len(rows) - 1
         entropy = (seed, zlib.crc32(machine.encode()), section, ("source", "target").index(domain))
         order = np.random.default_rng(entropy).permutation(len(rows))
         validates[rows[order[max(count, 1) :]]] = True

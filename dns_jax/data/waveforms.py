@@ -1,4 +1,4 @@
-"""The waveforms of a data set, standardised a recording at a time (Sec. IV-A)."""
+"""The waveforms of a data set, standardised (Sec. IV-A)."""
 
 import dataclasses
 import os
@@ -36,7 +36,7 @@ class Waveforms:
     samples: tuple[np.ndarray, ...]
 
     def crop(self, rows: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-        """Cut pieces out of recordings that are standardised as a whole: mean 0, variance 1.
+        """Cut pieces out of recordings that are standardised as a whole; see `standardise`.
 
         Args:
           rows: i64[n], rows of the table of clips.
@@ -61,6 +61,34 @@ class Waveforms:
             samples = self.samples[self.machines[row]][first : first + length]
             piece[:] = (samples - self.means[row]) * self.scales[row]
         return pieces
+
+
+def standardise(waveforms: Waveforms, how: str, rows: np.ndarray) -> Waveforms:
+    """Choose what `crop` subtracts and divides by.
+
+    Args:
+      waveforms: as they were opened.
+      how: "recording": mean 0 and variance 1 of each (the paper); "machine": mean and variance of
+        all samples of `rows`, applied to every recording (SerialOE's code); "none": the samples as
+        they are, full scale 1 (the official baseline).
+      rows: i64[n], the training recordings of the target machine.
+    """
+    if how == "recording":
+        return waveforms
+    whole = [32768.0 if samples.dtype == np.int16 else 1.0 for samples in waveforms.samples]
+    full_scale = np.array(whole)[waveforms.machines]
+    if how == "none":
+        return dataclasses.replace(
+            waveforms, means=np.zeros_like(full_scale), scales=1 / full_scale
+        )
+    weights = waveforms.lengths[rows] / waveforms.lengths[rows].sum()
+    means = waveforms.means[rows] / full_scale[rows]
+    scales = waveforms.scales[rows] * full_scale[rows]
+    variances = np.divide(1.0, scales**2, out=np.zeros_like(scales), where=scales > 0)
+    mean = weights @ means
+    variance = weights @ (variances + (means - mean) ** 2)
+    scale = 1 / np.sqrt(variance) if variance > 0 else 0.0
+    return dataclasses.replace(waveforms, means=mean * full_scale, scales=scale / full_scale)
 
 
 def open_waveforms(

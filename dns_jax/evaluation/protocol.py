@@ -113,7 +113,8 @@ def score_systems(
                 threshold, how = np.nan, "not found: no test recording can be used"
                 if section in present:
                     threshold, how = score_files.fit_threshold(
-                        of_train[(train["section"] == section).to_numpy()]
+                        of_train[(train["section"] == section).to_numpy()],
+                        config.threshold_percentile,
                     )
                 if how != "gamma":
                     say(f"{machine} section {section:02d}, {system}: threshold {how}")
@@ -124,7 +125,7 @@ def score_systems(
 def _fitted_on(config, clips, segments, seed):
     """bool[segments]: the normal training segments that h is fitted on."""
     usable = clips[clips["usable"]]
-    validates = split_validation(usable, seed)
+    validates = split_validation(usable, seed, config.data.train_share)
     held_out = np.isin(segments.clip, usable["clip"].to_numpy(np.str_)[validates])
     part = {"all": True, "train": ~held_out, "validation": held_out}[config.inlier.fit_split]
     return (segments.split == "train") & part

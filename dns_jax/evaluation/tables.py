@@ -27,6 +27,7 @@ METHODS = {
     "proposed": "Proposed",
     "oracle": "Proposed (Oracle)",
 }
+DIFFERENCE = "Proposed - AE"
 
 SIZES = ("serial_oe_clusters", "proposed_k", "oracle_k")  # columns of Table I
 
@@ -80,7 +81,10 @@ def make_table1(selections: Sequence[Mapping], dcase2021: bool) -> pd.DataFrame:
 
 
 def make_table2(
-    results: pd.DataFrame, selections: Sequence[Mapping], dcase2021: bool
+    results: pd.DataFrame,
+    selections: Sequence[Mapping],
+    dcase2021: bool,
+    difference: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Tabulate what the methods reach on the evaluation sections, both domains pooled.
 
@@ -89,6 +93,7 @@ def make_table2(
         auc, pauc, n_normal, n_anomaly; fractions, as `metrics.evaluate` gives them.
       selections: see the module.
       dcase2021: put the paper's row before ours for each method.
+      difference: of Proposed and AE, as `bootstrap.bootstrap_difference` gives it.
 
     Returns:
       One row per method and seed (with several seeds their mean and sample standard deviation
@@ -97,7 +102,9 @@ def make_table2(
       evaluation sections; all_hmean, that over all machines and sections; then the AUC in the
       section `<machine>-<section>` where SerialOE's AUC, averaged over seeds, is lowest (no such
       column if SerialOE is evaluable nowhere); and that in ToyCar-5, the paper's, where evaluated.
-      In the single sections Oracle has its own choice. All in percent, NaN where not evaluable.
+      In the single sections Oracle has its own choice. Last the difference, averaged over seeds,
+      and the ends of its 95 % interval: three rows whose seeds are "mean", "2.5%" and "97.5%". All
+      in percent, NaN where not evaluable.
     """
     machines = _machines(selections)
     seeds = list(dict.fromkeys(entry["seed"] for entry in selections))
@@ -137,6 +144,11 @@ def make_table2(
         if len(seeds) > 1:
             rows.append(["ours", "mean", method, *np.mean(ours, axis=0)])
             rows.append(["ours", "std", method, *np.std(ours, axis=0, ddof=1)])
+    if difference is not None:
+        names = [*difference["machine"][:-1], "all_hmean"]
+        for seed, ends in (("mean", "difference"), ("2.5%", "low"), ("97.5%", "high")):
+            ours = dict(zip(names, 100 * difference[ends], strict=True))
+            rows.append(["ours", seed, DIFFERENCE, *(ours.get(name, np.nan) for name in columns)])
     return pd.DataFrame(rows, columns=["source", "seed", "method", *columns])
 
 

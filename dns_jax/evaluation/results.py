@@ -1,0 +1,111 @@
+"""What a finished run says, from the score files it wrote: its results and Tables I and II."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dns_jax.data.refusals import reading
+from dns_jax.evaluation import tables
+from dns_jax.evaluation.bootstrap import bootstrap_difference
+from dns_jax.evaluation.metrics import evaluate
+from dns_jax.evaluation.official import COLUMNS, evaluate_officially, read_results
+
+SYSTEMS = ("ae", "serial_oe", "proposed", "oracle")
+_TEXTS = ("machine", "seed", "note")  # columns of the tables that may look like numbers
+
+
+def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) -> None:
+    """Evaluate the score files of all machines and seeds.
+
+    Writes `results.csv` (AUC and pAUC per section), `official.csv` (the official evaluator's
+    measures and means, of the validation and the evaluation sections) and the paper's tables, with
+    the interval of Proposed minus AE in Table II.
+
+    Args:
+      config: the whole configuration.
+      clips: the table of recordings.
+      machines: the targets.
+      workdir: of the run.
+
+    Raises:
+      DataError: a score file or `selection.json` is damaged.
+    """
+    tested = clips[(clips["split"] == "test") & clips["machine"].isin(machines)]
+    results, selections = [], []
+    runs = {}  # {(seed, system): scores and decisions f64[2, tested]}
+    for machine in machines:
+        rows = np.flatnonzero(tested["machine"] == machine)
+        ours = tested.iloc[rows]
+        for seed in config.seeds:
+            directory = workdir / machine / f"seed_{seed}"
+            with reading(directory / "selection.json"):  # written last, it stands for the scores
+                selection = json.loads((directory / "selection.json").read_text())
+                found = {
+                    system: read_results(ours, {machine: directory / "scores" / system})
+                    for system in SYSTEMS
+                    if selection["proposed"] and (system == "ae" or selection[system])
+                }
+            selections.append(selection)
+            for system, both in found.items():
+                table = evaluate(ours, both[0])
+                results.append(table.assign(machine=machine, seed=seed, system=system))
+                run = runs.setdefault((seed, system), np.full((2, len(tested)), np.nan))
+                run[:, rows] = both
+    columns = "machine seed section domain system auc pauc n_normal n_anomaly".split()
+    results = pd.concat(results)[columns] if results else pd.DataFrame(columns=columns)
+    tables.write_csv(results, workdir / "results.csv")
+    tables.write_csv(_evaluate_officially(config, tested, runs), workdir / "official.csv")
+    dcase2021 = _is_dcase2021(clips, machines)
+    tables.write_csv(tables.make_table1(selections, dcase2021), workdir / "table1.csv")
+    difference = _compare(config, tested, runs)
+    table2 = tables.make_table2(results, selections, dcase2021, difference)
+    tables.write_csv(table2, workdir / "table2.csv")
+
+
+def _evaluate_officially(config, tested, runs):
+    """The official evaluator's table of every part, seed and system, one below the other."""
+    official = [pd.DataFrame(columns=["sections", "seed", "system", *COLUMNS])]
+    for part in ("validation", "evaluation"):
+        chosen = tested["section"].isin(config[f"{part}_sections"]).to_numpy()
+        for (seed, system), run in runs.items() if chosen.any() else ():
+            table = evaluate_officially(tested[chosen], *run[:, chosen])
+            official.append(table.assign(sections=part, seed=seed, system=system))
+    return pd.concat(official)[official[0].columns]
+
+
+def _compare(config, tested, runs):
+    """Proposed minus AE on the evaluation sections, with its interval; None without scores."""
+    chosen = tested["section"].isin(config.evaluation_sections).to_numpy()
+    if not runs or not chosen.any():
+        return None
+    proposed, ae = (
+        np.stack([runs[seed, system][0, chosen] for seed in config.seeds])
+        for system in ("proposed", "ae")
+    )
+    return bootstrap_difference(tested[chosen], proposed, ae)
+
+
+def print_tables(workdir: Path) -> None:
+    """Print Tables I and II as they lie in the workdir."""
+    for name, title in (
+        ("table1", "Table I: hyper-parameters"),
+        ("table2", "Table II: harmonic mean of AUC and pAUC, in %"),
+    ):
+        with reading(workdir / "table2.csv"):  # the last one written, it stands for all
+            table = pd.read_csv(workdir / f"{name}.csv", dtype=dict.fromkeys(_TEXTS, str))
+        print(tables.format_table(table, title), end="\n\n")
+    print(f"Every section and domain: {workdir / 'results.csv'}")
+
+
+def _is_dcase2021(clips, machines):
+    """Whether the machines have the paper's training data: 1,000 + 3 recordings a section."""
+    training = clips[(clips["split"] == "train") & clips["machine"].isin(machines)]
+    counts = training.groupby(["machine", "section", "domain"]).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=["source", "target"], fill_value=0)
+    return bool(
+        set(machines) <= set(tables.PAPER_TABLE1)
+        and (counts["source"] >= 1000).all()
+        and (counts["target"] == 3).all()
+    )
