@@ -572,6 +572,32 @@ def test_where_only_one_recording_can_be_used_it_trains(monkeypatch, tmp_path, k
     assert (train.tolist(), validation.tolist()) == ([kept], [])
 
 
+def test_the_waveforms_are_standardised_and_split_as_configured(monkeypatch, tmp_path):
+    def standardise(waveforms, how, rows):
+        assert (waveforms, how) == ("as opened", "machine")
+        np.testing.assert_array_equal(rows, training)
+        return "standardised"
+
+    seen = []
+    clips = make_clips(COUNTS)
+    training = np.flatnonzero((clips["machine"] == "fan") & (clips["split"] == "train"))
+    for name in ("autoencoder", "serial_oe"):
+        monkeypatch.setattr(
+            experiment,
+            f"make_{name}_task",
+            lambda config, *given: (seen.append(given), [None] * 3)[1],
+        )
+    for name in ("fit", "Autoencoder", "SerialOE", "save_segments"):
+        monkeypatch.setattr(experiment, name, lambda *_, **__: None)
+    monkeypatch.setattr(experiment, "standardise", standardise)
+    monkeypatch.setattr(experiment, "score_segments", lambda *given, **_: seen.append(given[3:]))
+    config = make_config("", **{"data.standardise": "machine", "data.train_share": 0.5})
+    experiment.make_segments(config, clips, "as opened", "fan", 0, tmp_path)
+    assert [given[0] for given in seen] == ["standardised"] * 3
+    train = clips.iloc[seen[0][1]].groupby(["section", "domain"]).size().to_dict()
+    assert train == {(2, "source"): 10, (2, "target"): 2, (5, "source"): 3}
+
+
 # Initial weights
 
 

@@ -207,12 +207,14 @@ def test_training_sections_without_test_recordings_are_no_obstacle(tmp_path):
 # The inlier model
 
 
+@pytest.mark.parametrize("share", [0.85, 0.5])
 @pytest.mark.parametrize("part", ["all", "train", "validation"])
-def test_h_is_fitted_on_the_chosen_part_of_the_training_recordings(tmp_path, part):
+def test_h_is_fitted_on_the_chosen_part_of_the_training_recordings(tmp_path, part, share):
     clips, segments = make_machine(TRAIN | TEST)
-    config = make_config(**{"inlier.fit_split": part, "inlier.clusters": (1,)})
+    fields = {"inlier.fit_split": part, "inlier.clusters": (1,), "data.train_share": share}
+    config = make_config(**fields)
     chosen = Scored(tmp_path, clips, segments, config, seed=5).selection["serial_oe"]
-    held_out = np.isin(segments.clip, clips["clip"][split_validation(clips, 5)].tolist())
+    held_out = np.isin(segments.clip, clips["clip"][split_validation(clips, 5, share)].tolist())
     rows = (segments.split == "train") & (
         np.full(len(held_out), True) if part == "all" else held_out == (part == "validation")
     )
@@ -312,6 +314,23 @@ def test_each_section_has_its_own_threshold_from_its_training_recordings(scored,
             assert decided[name] == (score > threshold)
     assert len(thresholds) == len(SECTIONS)
     assert {*decided.values()} == {0, 1}
+
+
+def test_the_threshold_is_the_configured_percentile(tmp_path):
+    config = make_config(threshold_percentile=60.0)
+    scored = Scored(tmp_path, *make_machine(TRAIN | TEST), config)
+    of_test, of_train = expected_scores(scored, "ae")
+    test, train = (scored.clips[scored.clips["split"] == split] for split in ("test", "train"))
+    decided = scored.read_all("decision_result", "ae")
+    differ = 0
+    for section in SECTIONS:
+        scores = of_train[(train["section"] == section).to_numpy()]
+        threshold, default = fit_threshold(scores, 60.0)[0], fit_threshold(scores)[0]
+        rows = (test["section"] == section).to_numpy()
+        for name, score in zip(test["clip"][rows], of_test[rows], strict=True):
+            assert decided[name] == (score > threshold)
+            differ += (score > threshold) != (score > default)
+    assert differ
 
 
 def test_a_threshold_that_is_not_gammas_is_said(tmp_path):
