@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from dns_jax.files import write_file
 
@@ -25,7 +26,8 @@ def fit_inlier(features: np.ndarray, clusters: int, seed: int) -> GaussianMixtur
       ValueError: the mixture cannot be fitted to these features; the message says why.
     """
     mixture = GaussianMixture(clusters, random_state=seed)
-    with warnings.catch_warnings():
+    # A mixture's matrices are small: threads would wait for each other most of the time.
+    with threadpool_limits(limits=1), warnings.catch_warnings():
         # EM stopped at 100 rounds, or k-means found fewer clusters: the mixture is usable.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(features.astype(np.float64))
