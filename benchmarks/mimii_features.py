@@ -6,11 +6,11 @@ DIR/<machine>/<snr>_id_<id>_{normal,abnormal}.npy (snr6, snr0, snr_6; 00, 02, 04
 clip, whose first 128 numbers are the time mean of the orthonormal DCT of its natural-log mel
 spectrum. The normal clips of all other machines in DIR are the pseudo-anomalous sounds.
 
-For every id as many normal clips as there are abnormal ones are held out, the same at each SNR; the
-test clips of one id are the pool of eq. 7. psi is the log-mel spectrum less the mean of the
-machine's training clips. Losses, training loop, mixtures, smoothing and measures are those of
-`dns_jax`; only the two networks are small: f_G is 128-128x4-8-128x4-128, f_D 128-256-256-128, both
-with batch norm and ReLU. PCA-16 is the error of 16 principal components; GMM-NLL the negative
+For every id as many normal clips as there are abnormal ones are held out, the same row numbers at
+each SNR; the test clips of one id are the pool of eq. 7. psi is the log-mel spectrum less the mean
+of the machine's training clips. Losses, training loop, mixtures, smoothing and measures are those
+of `dns_jax`; only the two networks are small: f_G is 128-128x4-8-128x4-128, f_D 128-256-256-128,
+both with batch norm and ReLU. PCA-16 is the error of 16 principal components; GMM-NLL the negative
 log-likelihood of 8 Gaussians on 32 components and of one isotropic Gaussian on the other 96.
 
 A cell is the harmonic mean of AUC and pAUC over the four ids in %, mean (standard deviation) over
@@ -302,8 +302,8 @@ def main() -> None:
     for folder in (args.directory, *(args.directory / machine for machine in args.machines)):
         if not folder.is_dir():
             parser.exit(2, f"mimii_features: there is no folder {printable(folder)}\n")
-    if min(args.seeds) < 0:
-        parser.exit(2, f"mimii_features: a seed may be 0 or more; one was {min(args.seeds)}\n")
+    if wrong := [seed for seed in args.seeds if not 0 <= seed < 2**32]:
+        parser.exit(2, f"mimii_features: a seed may be from 0 to {2**32 - 1}; one was {wrong[0]}\n")
     try:
         cells = {
             (machine, snr): [read_cell(args.directory, machine, snr, seed) for seed in args.seeds]

@@ -90,7 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     oe.learning_rate = 1e-3  # peak of OneCycle [P]
     oe.weight_decay = 0.0  # of AdamW [S]
     oe.batch = 128  # half of the target machine, half pseudo-anomalous [P]
-    oe.target_per_batch = -1  # target-domain recordings: -1 as any other [P], 0 or 1 a batch [S]
+    oe.target_per_batch = -1  # target-domain recordings: -1: as any other; 0 or 1 a batch [S]
     oe.epochs = 150  # every training recording of the target once each [P]
     oe.validate_every = 5  # epochs [S]
 

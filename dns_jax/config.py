@@ -14,14 +14,7 @@ from dns_jax.features import make_front_end
 from dns_jax.files import write_text
 
 # Where the recordings lie and how a run is watched change nothing in its results.
-_NOT_IDENTITY = (
-    "data_dir",
-    "progress",
-    "checkpoint_seconds",
-    "data.cache_dir",
-    "data.labels",
-    "serial_oe.init_from",  # its content is, see `check_recordings`
-)
+_NOT_IDENTITY = ("data_dir", "progress", "checkpoint_seconds", "data.cache_dir", "data.labels")
 
 
 class ConfigError(ValueError):

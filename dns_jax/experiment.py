@@ -44,9 +44,9 @@ def run(config, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     open_workdir(config, workdir)
     if not (workdir / "table2.csv").exists():
+        weights = _digest_weights(config)
         clips, waveforms = read_recordings(config, workdir)
         machines = choose_targets(config, clips)
-        weights = _digest_weights(config)
         check_recordings(workdir, weights | _digest(clips, waveforms))
         for machine in machines:
             for seed in config.seeds:
@@ -109,9 +109,9 @@ def choose_targets(config, clips: pd.DataFrame) -> list[str]:
     targets = config.machines or sorted(set(clips["machine"][clips["split"] == "test"]))
     training = clips[(clips["split"] == "train") & clips["usable"]]
     for machine in targets:
-        if machine in tables.OTHER_COLUMNS:
+        if machine in (*tables.OTHER_COLUMNS, "all"):
             raise DataError(
-                f"a machine named {machine}: Table II has a column of that name; rename its folder"
+                f"a machine named {machine}: the tables use that name otherwise; rename its folder"
             )
         if machine not in there:
             raise ConfigError(f"--config.machines: no {machine}; there are {', '.join(there)}")

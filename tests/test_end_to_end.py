@@ -631,31 +631,38 @@ def test_serial_oe_starts_from_the_weights_of_a_file(monkeypatch, tmp_path):
 
 
 def test_weights_that_do_not_fit_stop_the_run_before_training(monkeypatch, tree, tmp_path):
-    monkeypatch.setattr(experiment, "make_segments", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(experiment, "read_recordings", lambda *_: pytest.fail("too late"))
     other = make_config("", **{"serial_oe.backbone.head": 24}).serial_oe.backbone
     backbone = tiny.randomise(lambda: EfficientNet(other, rngs=nnx.Rngs(0)))
     save_file(to_timm(backbone), tmp_path / "other.safetensors")
     config = make_config(tree, **{"serial_oe.init_from": str(tmp_path / "other.safetensors")})
-    with pytest.raises(DataError, match=r"other\.safetensors: has .* of shape .*, it must be"):
+    with pytest.raises(DataError, match=r"other\.safetensors has .* of shape .*, it must be"):
         experiment.run(config, tmp_path / "run")
 
 
-def test_weights_may_move_but_not_change_within_a_run(monkeypatch, tree, tmp_path):
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_keeps_its_initial_weights(monkeypatch, tree, tmp_path, finished):
     monkeypatch.setattr(experiment, "make_segments", stop_after(0, None))
 
-    def start(**fields):
-        experiment.run(make_config(tree, **fields), tmp_path / "run")
+    def start(file):
+        config = make_config(tree, **{"serial_oe.init_from": file and str(tmp_path / file)})
+        experiment.run(config, tmp_path / "run")
 
     write_weights(tmp_path / "a", 0)
+    write_weights(tmp_path / "b", 0)
     with pytest.raises(Stop):
-        start(**{"serial_oe.init_from": str(tmp_path / "a")})
-    (tmp_path / "a").rename(tmp_path / "b")
-    with pytest.raises(Stop):
-        start(**{"serial_oe.init_from": str(tmp_path / "b")})
-    write_weights(tmp_path / "a", 1)
-    for fields in ({"serial_oe.init_from": str(tmp_path / "a")}, {}):
-        with pytest.raises(ConfigError, match=r"labels or weights of serial_oe\.init_from; give"):
-            start(**fields)
+        start("a")
+    if finished:
+        (tmp_path / "run" / "table2.csv").touch()
+    for other in ("b", ""):
+        with pytest.raises(ConfigError, match=r"serial_oe\.init_from \(.*a there, .* now\)"):
+            start(other)
+    if not finished:
+        with pytest.raises(Stop):
+            start("a")
+        write_weights(tmp_path / "a", 1)
+        with pytest.raises(ConfigError, match=r"or weights of serial_oe\.init_from; give"):
+            start("a")
 
 
 # Targets
@@ -756,7 +763,7 @@ def test_a_section_whose_test_recordings_are_all_skipped_is_not_evaluable(tmp_pa
     assert {*results["n_normal"][results["section"] == 0]} == {0}
 
 
-@pytest.mark.parametrize("name", ["source", "seed", "method", "all_hmean"])
+@pytest.mark.parametrize("name", ["source", "seed", "method", "all_hmean", "all"])
 def test_a_machine_may_not_be_named_like_another_column_of_table_2(name):
     clips = pd.DataFrame({"machine": [name], "split": ["train"], "usable": [True], "section": [0]})
     config = check_config(make_config("", machines=(name,)))

@@ -98,7 +98,8 @@ def split_validation(clips: pd.DataFrame, seed: int, share: float = 0.85) -> np.
         count = int(round(len(rows) * share, 6)) if domain == "source" else len(rows) - 1
         entropy = (seed, zlib.crc32(machine.encode()), section, ("source", "target").index(domain))
         order = np.random.default_rng(entropy).permutation(len(rows))
-        validates[rows[order[max(count, 1) :]]] = True
+        count = max(1, min(count, len(rows) - 1))
+        validates[rows[order[count:]]] = True
     return validates
 
 

@@ -44,7 +44,7 @@ class Waveforms:
           length: samples.
 
         Returns:
-          f32[n, length]; zeros for a silent or constant recording.
+          f32[n, length]; zeros for a recording that is standardised by itself and constant.
 
         Raises:
           ValueError: a piece reaches outside its recording.

@@ -1,7 +1,7 @@
 """Batch normalisation with PyTorch's running statistics, shared by the two networks.
 
-Flax averages the biased variance; the paper's lineage (and Keras) averages the unbiased one, which
-matters where statistics come from few rows.
+Flax averages the biased variance; PyTorch, in which the paper's lineage is written, averages the
+unbiased one, which matters where statistics come from few rows.
 """
 
 import jax

@@ -11,7 +11,6 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from dns_jax.data.refusals import DataError, printable
@@ -40,6 +39,8 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+_STEM = "conv_stem.weight"
+_FLOATS = ("F16", "BF16", "F32", "F64")
 _UNUSED = ("classifier.weight", "classifier.bias")
 
 
@@ -62,23 +63,20 @@ def from_timm(tensors: Mapping[str, np.ndarray], backbone: EfficientNet) -> Effi
       backbone: gives the shapes; keeps its own weights.
 
     Raises:
-      ValueError: naming the keys that are missing, unknown, or of another shape.
+      ValueError: naming the keys that are missing, unknown, of another shape, or whose numbers
+        cannot be.
     """
     named = _name_arrays(backbone)
-    used = {k: v for k, v in tensors.items() if k not in _UNUSED and not k.endswith("_tracked")}
-    for what, keys in (("lacks", {*named} - {*used}), ("has unknown keys", {*used} - {*named})):
-        if keys:
-            raise ValueError(f"{what} {_list(keys)}")
+    _check_shapes({name: np.shape(tensor) for name, tensor in tensors.items()}, named)
     flat = {}
     for name, (path, ours) in named.items():
-        tensor = np.asarray(used[name])
-        if name == "conv_stem.weight" and tensor.ndim == 4:
+        tensor = np.asarray(tensors[name])
+        if name == _STEM:
             tensor = tensor.sum(axis=1, keepdims=True)
-        wanted = _to_torch(np.empty(ours.shape)).shape
-        if tensor.shape != wanted:
-            raise ValueError(f"has {name} of shape {used[name].shape}, it must be {wanted}")
         if not np.isfinite(tensor).all():
             raise ValueError(f"has {name} with numbers that are not finite")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ValueError(f"has {name} with variances below 0")
         flat[path] = _from_torch(tensor, ours.ndim)
     return nnx.merge(nnx.graphdef(backbone), flax.traverse_util.unflatten_dict(flat))
 
@@ -90,13 +88,41 @@ def read_backbone(path: str | Path, backbone: EfficientNet) -> EfficientNet:
       DataError: the file cannot be read, or does not fit the network.
     """
     try:
-        tensors = safetensors.numpy.load_file(path)
-        tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        if not Path(path).is_file():
+            raise ValueError("is not a file" if Path(path).exists() else "is not there")
+        named = _name_arrays(backbone)
+        # Whatever the file holds, nothing is read from it before names and shapes are known to fit.
+        with safetensors.safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            _check_shapes({name: tuple(s.get_shape()) for name, s in slices.items()}, named)
+            for name in named:
+                if (kind := slices[name].get_dtype()) not in _FLOATS:
+                    raise ValueError(f"has {name} in {kind}, it may be in {', '.join(_FLOATS)}")
+            with np.errstate(over="ignore"):
+                tensors = {name: file.get_tensor(name).astype(np.float32) for name in named}
         return from_timm(tensors, backbone)
-    except OSError as error:
-        raise DataError(f"{printable(path)}: {error.strerror or error}") from None
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{printable(path)}: {error}") from None
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        what = printable(str(error))[:400]
+        raise DataError(f"--config.serial_oe.init_from: {printable(path)} {what}") from None
+
+
+def _check_shapes(shapes, named):
+    """Raise ValueError where a file of these shapes does not fit the network."""
+    used = {
+        name: shape
+        for name, shape in shapes.items()
+        if name not in _UNUSED and not name.endswith(".num_batches_tracked")
+    }
+    for what, keys in (("lacks", {*named} - {*used}), ("has unknown keys", {*used} - {*named})):
+        if keys:
+            raise ValueError(f"{what} {_list(keys)}")
+    for name, (_, ours) in named.items():
+        wanted = _to_torch(np.empty(ours.shape)).shape
+        found = used[name]
+        if name == _STEM and len(found) == 4 and found[1] > 1:
+            found = (found[0], 1, *found[2:])
+        if found != wanted:
+            raise ValueError(f"has {name} of shape {used[name]}, it must be {wanted}")
 
 
 def _name_arrays(backbone):
@@ -135,5 +161,5 @@ def _from_torch(tensor, axes):
 
 
 def _list(keys):
-    first = ", ".join(sorted(keys)[:5])
+    first = ", ".join(printable(key)[:80] for key in sorted(keys)[:5])
     return first + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

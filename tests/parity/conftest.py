@@ -1,6 +1,6 @@
 """Parity with PyTorch: both sides in float64, then float32; the errors are listed at the end.
 
-The modules here are skipped where PyTorch is missing; docs/fidelity.md says how to install it.
+Without PyTorch all but the front ends are skipped; docs/fidelity.md says how to install it.
 """
 
 import jax
