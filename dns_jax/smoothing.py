@@ -31,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _BLOCK_BYTES = 64 * 2**20  # for the distances, neighbours and running sums of a block of rows
+_CACHED_BYTES = 2 * 2**20  # for distances that are read again and again, on a CPU
+_COUNT_FROM = 128  # K, from which counting is faster there than sorting
 _REAL = np.bool_, np.integer, np.floating
 
 
@@ -151,13 +153,21 @@ def _smooth_pool(name, ks, scores, features, candidates, groups):
 def _smooth(queries, pool, candidates, ks):
     columns = math.prod(pool.scores.shape[1:])
     numbers = 3 * len(pool.features) + 4 * columns * max(ks)  # alive for one query
-    block = _BLOCK_BYTES // (pool.features.dtype.itemsize * numbers)
-    block = max(1, min(block, len(queries.features)))
-    return _smooth_blocks(queries, pool, candidates, ks, block)
+
+    def smooth_blocks(select, size):
+        block = max(1, min(size, len(queries.features)))
+        return partial(_smooth_blocks, ks=ks, select=select, block=block)
+
+    by_rank = smooth_blocks(_sum_by_rank, _BLOCK_BYTES // (pool.features.dtype.itemsize * numbers))
+    if len(ks) > 1 or ks[0] < _COUNT_FROM:
+        return by_rank(queries, pool, candidates)
+    row = pool.features.dtype.itemsize * max(1, len(pool.features))
+    by_count = smooth_blocks(_sum_by_count, min(max(64, _CACHED_BYTES // row), _BLOCK_BYTES // row))
+    return jax.lax.platform_dependent(queries, pool, candidates, cpu=by_count, default=by_rank)
 
 
-@partial(jax.jit, static_argnames=("ks", "block"))
-def _smooth_blocks(queries, pool, candidates, ks, block):
+@partial(jax.jit, static_argnames=("ks", "select", "block"))
+def _smooth_blocks(queries, pool, candidates, ks, select, block):
     """Search the neighbours of `block` queries at a time: float[len(ks), *query_scores.shape]."""
     usable = jnp.isfinite(pool.features).all(axis=1)
     defined = jnp.isfinite(queries.features).all(axis=1)
@@ -169,25 +179,106 @@ def _smooth_blocks(queries, pool, candidates, ks, block):
     # Never -0, which top_k would rank below an equal 0.
     offsets = jnp.where(half_norms > 0, -half_norms, 0)
     pool_scores = pool.scores.T  # [(columns,) rows]
-    counts = np.array(ks)
 
     def smooth_row(row):
         score, feature, group, is_defined = row
         nearness = jnp.dot(feature, pool_features.T, precision=jax.lax.Precision.HIGHEST) + offsets
         allowed = usable if group is None else usable & (group != pool.groups)
-        nearness = jnp.where(allowed, nearness, -jnp.inf)
-        nearness, neighbours = jax.lax.top_k(nearness, max(ks) - 1)
-        found = nearness > -jnp.inf
-        others = jnp.where(found, pool_scores[..., neighbours], 0)
-        counted = jnp.concatenate([score[..., None], others], axis=-1)  # [(columns,) K]
-        sums = jnp.cumsum(counted, axis=-1)[..., counts - 1]
-        means = sums / jnp.minimum(counts, 1 + found.sum())
+        nearness = jnp.where(allowed & is_defined, nearness, -jnp.inf)
+        sums = select(nearness, score, pool_scores, ks)
+        means = sums / jnp.minimum(np.array(ks), 1 + (nearness > -jnp.inf).sum())
         return jnp.where(is_defined, means, jnp.nan)
 
     rows = (queries.scores, query_features, queries.groups, defined)
     # A gradient searches again; keeping the neighbours would take rows x rows for a large K.
     search = jax.checkpoint(smooth_row, prevent_cse=False)
     return jnp.moveaxis(jax.lax.map(search, rows, batch_size=block), -1, 0)
+
+
+def _sum_by_rank(nearness, score, scores, ks):
+    """Sum a score and those of its k - 1 nearest rows, for every k: float[(columns,) len(ks)]."""
+    nearness, neighbours = jax.lax.top_k(nearness, max(ks) - 1)
+    others = jnp.where(nearness > -jnp.inf, scores[..., neighbours], 0)
+    counted = jnp.concatenate([score[..., None], others], axis=-1)  # [(columns,) K]
+    return jnp.cumsum(counted, axis=-1)[..., np.array(ks) - 1]
+
+
+def _sum_by_count(nearness, score, scores, ks):
+    """Do the same for one k, without an order: a sum needs only which rows are the nearest."""
+    (k,) = ks
+    others = jnp.where(_choose_nearest(nearness, k - 1), scores, 0)
+    # A product adds up in parts, which is more exact than one long sum.
+    total = jnp.dot(others, jnp.ones_like(nearness), precision=jax.lax.Precision.HIGHEST)
+    return (score + total)[..., None]
+
+
+def _choose_nearest(nearness, count):
+    """Mark the `count` >= 1 nearest rows above -inf, of equally near ones the lower: bool[N].
+
+    Search for a threshold that just `count` rows reach, in a bracket of two floats: it is cut where
+    a normal distribution would have that many above, and every fifth time in the middle of the
+    floats that are left, which ends every search. On a CPU, where sorting has one thread and no
+    vectors, reading N numbers some twelve times takes less than sorting K of them out.
+    """
+    kind = nearness.dtype
+    bits = jnp.int32 if kind == jnp.float32 else jnp.int64
+    largest, tiny = jnp.iinfo(bits).max, jnp.finfo(kind).tiny
+
+    def encode(x):  # floats in their order as integers
+        code = jax.lax.bitcast_convert_type(x, bits)
+        return jnp.where(code < 0, code ^ largest, code)
+
+    def decode(code):
+        x = jax.lax.bitcast_convert_type(jnp.where(code < 0, code ^ largest, code), kind)
+        # A CPU may take subnormal numbers for 0.
+        return jnp.where(jnp.abs(x) < tiny, jnp.where(code > 0, tiny, 0), x)
+
+    def quantile(above):  # of a normal distribution
+        share = (jnp.asarray(above, kind) / len(nearness)).clip(0.5 / len(nearness), 1 - 1e-6)
+        return -jax.scipy.special.ndtri(share)
+
+    def is_open(bracket):
+        _, low, high, above_low, _ = bracket
+        return (above_low > count) & (low + 1 < high)
+
+    def cut(bracket):
+        step, low, high, above_low, above_high = bracket
+        from_low, goal, to_high = (quantile(x) for x in (above_low, count, above_high))
+        share = (goal - from_low) / (to_high - from_low)
+        at = encode(decode(low) + (decode(high) - decode(low)) * share)
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        at = jnp.where(step % 5 == 4, middle, at).clip(low + 1, high - 1)
+        above = (nearness >= decode(at)).sum()
+        enough = above >= count
+        return (
+            step + 1,
+            jnp.where(enough, at, low),
+            jnp.where(enough, high, at),
+            jnp.where(enough, above, above_low),
+            jnp.where(enough, above_high, above),
+        )
+
+    near = nearness > -jnp.inf
+    lowest = jnp.min(nearness, where=near, initial=jnp.inf)
+    found = near.sum()
+    none = 0 * found  # varies over a mesh as `found` does
+    bracket = (0, encode(lowest), encode(jnp.max(nearness)) + 1, found, none)
+    _, low, high, above_low, above_high = jax.lax.while_loop(is_open, cut, bracket)
+    # Where rows are left between neighbouring floats they are equally near.
+    first = nearness >= decode(high)
+    tied = (nearness >= decode(low)) & ~first
+    row = jnp.arange(len(nearness))
+
+    def halve(ends):
+        start, end = ends
+        middle = (start + end) // 2
+        enough = (tied & (row < middle)).sum() >= count - above_high
+        return jnp.where(enough, start, middle), jnp.where(enough, middle, end)
+
+    rows = none + len(nearness)
+    whole = jnp.where(above_low > count, 0, rows), rows
+    _, end = jax.lax.while_loop(lambda ends: ends[0] + 1 < ends[1], halve, whole)
+    return first | (tied & (row < end))
 
 
 def _centre(queries, pool, usable):
