@@ -184,7 +184,7 @@ def _smooth_blocks(queries, pool, candidates, ks, select, block):
         score, feature, group, is_defined = row
         nearness = jnp.dot(feature, pool_features.T, precision=jax.lax.Precision.HIGHEST) + offsets
         allowed = usable if group is None else usable & (group != pool.groups)
-        nearness = jnp.where(allowed & is_defined, nearness, -jnp.inf)
+        nearness = jnp.where(allowed, nearness, -jnp.inf)
         sums = select(nearness, score, pool_scores, ks)
         means = sums / jnp.minimum(np.array(ks), 1 + (nearness > -jnp.inf).sum())
         return jnp.where(is_defined, means, jnp.nan)
