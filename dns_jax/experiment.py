@@ -125,7 +125,7 @@ def choose_targets(config, clips: pd.DataFrame) -> list[str]:
             )
         domains = set(training["domain"][training["machine"] == machine])
         if (quota := config.serial_oe.target_per_batch) >= 0:
-            for domain in {"source", "target"} if quota else {"source"}:
+            for domain in ("source", "target") if quota else ("source",):
                 if domain not in domains:
                     raise ConfigError(
                         f"--config.serial_oe.target_per_batch={quota}: {machine} has no training "
