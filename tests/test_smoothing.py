@@ -15,7 +15,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dns_jax
-from dns_jax import smooth, smooth_queries, smooth_sweep, smoothing
+from dns_jax import smooth, smooth_queries, smooth_sweep
+from dns_jax.smoothing import _search
 
 N, D, Q = 48, 3, 16  # rows of the pool, dimensions, queries
 ROWS = np.arange(N)
@@ -64,16 +65,19 @@ def assert_equal(got, expected):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.fixture(autouse=True, params=["sorting", "counting"])
-def method(request, monkeypatch):
-    """Every behaviour holds for both ways to find the nearest rows on a CPU."""
-    monkeypatch.setattr(smoothing, "_COUNT_FROM", {"sorting": 10**9, "counting": 2}[request.param])
+FORMS = {"ranking": _search.sum_by_rank, "counting": _search.sum_by_count}
+
+
+@pytest.fixture(autouse=True, params=FORMS)
+def form(request, monkeypatch):
+    """Every behaviour holds for both forms: an accelerator's, run here, and a CPU's."""
+    monkeypatch.setitem(_search.FORMS, "cpu", FORMS[request.param])
     return request.param
 
 
-def assert_same(method, got, expected):
+def assert_same(form, got, expected):
     """Equal to the last bit; where counting adds up in other parts, but for rounding."""
-    tolerance = 0 if method == "sorting" else 1e-6
+    tolerance = 0 if form == "ranking" else 1e-6
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -211,10 +215,11 @@ def test_the_running_sum_is_as_accurate_at_every_k_as_a_mean_of_its_own():
     np.testing.assert_allclose(got, expected, rtol=6e-7)
 
 
-def test_a_sweep_searches_once(scores, features):
-    jaxpr = str(jax.make_jaxpr(lambda s, f: smooth_sweep(s, f, (2, 5, 20)))(scores, features))
-    assert len(re.findall(r"\btop_k\[", jaxpr)) == 1
-    assert re.search(r"top_k\[[^]]*\bk=19\b", jaxpr)
+def test_a_sweep_searches_once(scores, features, form):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (scores, features))
+    program = jax.jit(lambda s, f: smooth_sweep(s, f, (2, 5, 20))).lower(*shapes).as_text()
+    assert len(re.findall(r"dot_general.*tensor<48x3xf32>|dot_general.*<64x4xf32>", program)) == 1
+    assert len(re.findall(r"chlo\.top_k", program)) == (form == "ranking")
 
 
 # Queries
@@ -612,9 +617,9 @@ def test_features_are_constants(scores, features):
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_jit_takes_k_as_a_static_argument(scores, features, candidates, method):
+def test_jit_takes_k_as_a_static_argument(scores, features, candidates, form):
     got = jax.jit(smooth, static_argnames="k")(scores, features, k=5, candidates=candidates)
-    assert_same(method, got, smooth(scores, features, 5, candidates=candidates))
+    assert_same(form, got, smooth(scores, features, 5, candidates=candidates))
 
 
 def test_vmap_is_a_loop(scores, features, candidates, groups):
@@ -640,14 +645,14 @@ def smooth_shard(scores, features, rows, pool_scores, pool_features):
     )
 
 
-def test_pmap_smooths_a_shard_per_device(scores, features, method):
+def test_pmap_smooths_a_shard_per_device(scores, features, form):
     shards = [x.reshape(8, N // 8, *x.shape[1:]) for x in (scores, features, ROWS)]
     mapped = jax.pmap(smooth_shard, in_axes=(0, 0, 0, None, None))
     got = mapped(*shards, scores, features)
-    assert_same(method, got.reshape(N), smooth(scores, features, 5))
+    assert_same(form, got.reshape(N), smooth(scores, features, 5))
 
 
-def test_shard_map_smooths_a_shard_per_device_without_communication(scores, features, method):
+def test_shard_map_smooths_a_shard_per_device_without_communication(scores, features, form):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     specs = (P("data"), P("data"), P("data"), P(), P())
     mapped = jax.jit(jax.shard_map(smooth_shard, mesh=mesh, in_specs=specs, out_specs=P("data")))
@@ -658,7 +663,7 @@ def test_shard_map_smooths_a_shard_per_device_without_communication(scores, feat
     compiled = mapped.lower(*arguments).compile()
     got = compiled(*arguments)
     assert got.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 1)
-    assert_same(method, got, smooth(scores, features, 5))
+    assert_same(form, got, smooth(scores, features, 5))
     assert not re.search("all-gather|all-reduce|all-to-all", compiled.as_text())
 
 
@@ -682,7 +687,7 @@ def test_the_gradient_passes_shard_map(scores, features):
 def test_the_size_of_the_blocks_does_not_show(
     monkeypatch, scores, features, candidates, groups, rows_in_a_block
 ):
-    monkeypatch.setattr(smoothing, "_BLOCK_BYTES", rows_in_a_block * 4 * (3 * N + 4 * 5))
+    monkeypatch.setattr(_search, "BLOCK_BYTES", rows_in_a_block * 4 * (3 * N + 4 * 5))
     jaxpr = jax.make_jaxpr(lambda s, f: smooth(s, f, 5))(scores, features)
     assert f"f32[{rows_in_a_block},{N}]" in str(jaxpr)
     got = smooth(scores, features, 5, candidates=candidates, groups=groups)
@@ -692,7 +697,7 @@ def test_the_size_of_the_blocks_does_not_show(
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_memory_is_rows_times_block(monkeypatch, with_gradient):
     rows, budget = 4096, 4 * 2**20
-    monkeypatch.setattr(smoothing, "_BLOCK_BYTES", budget)
+    monkeypatch.setattr(_search, "BLOCK_BYTES", budget)
 
     def function(scores, features):
         return smooth(scores, features, rows, groups=jnp.arange(rows) // 7).sum()
@@ -702,14 +707,14 @@ def test_memory_is_rows_times_block(monkeypatch, with_gradient):
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * budget < rows * rows * 4 / 4
 
 
-def test_the_cpu_program_uses_the_top_k_kernel_or_counts_and_never_sorts(method):
+def test_the_cpu_program_uses_the_top_k_kernel_or_counts_and_never_sorts(form):
     shapes = jax.ShapeDtypeStruct((1400,), "float32"), jax.ShapeDtypeStruct((1400, 8), "float32")
-    for function, counts in (
-        (lambda s, f: smooth(s, f, 128), method == "counting"),
-        (lambda s, f: smooth_sweep(s, f, (16, 128)), False),
+    for function in (
+        lambda s, f: smooth(s, f, 128),
+        lambda s, f: smooth_sweep(s, f, (16, 128)),
     ):
         program = jax.jit(function).lower(*shapes).compile().as_text()
-        assert ('custom_call_target="TopK"' in program) == (not counts)
+        assert ('custom_call_target="TopK"' in program) == (form == "ranking")
         assert " sort(" not in program
 
 

@@ -1,0 +1,95 @@
+"""Eq. 7 in blocks of queries: the form that suits the platform, and what every form shares."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dns_jax.smoothing._counting import sum_by_count
+from dns_jax.smoothing._ranking import across, sum_by_rank
+
+BLOCK_BYTES = 64 * 2**20  # for the distances, neighbours and running sums of a block of queries
+CACHED_BYTES = 3 * 2**19  # for distances that a CPU reads again and again
+# By platform: XLA's top_k has one thread and no vectors on a CPU.
+FORMS = {"cpu": sum_by_count, "default": sum_by_rank}
+
+
+def smooth_rows(queries, pool, candidates, ks, within=False, axis=()):
+    """Choose the blocks. `within`: query i is row i of the pool, and no neighbour of itself."""
+    row = pool.features.dtype.itemsize * max(1, len(pool.features))
+    columns = math.prod(pool.scores.shape[1:])
+    ranked = 3 * row + 4 * pool.features.dtype.itemsize * columns * max(ks)
+    fitting = {
+        sum_by_rank: BLOCK_BYTES // ranked,
+        sum_by_count: min(max(64, CACHED_BYTES // row // 16 * 16), BLOCK_BYTES // (2 * row)),
+    }
+    size = max(1, len(queries.features))
+    forms = []
+    for platform, form in FORMS.items():
+        most = max(1, fitting[form])
+        block = -(-size // -(-size // most))
+        forms.append((platform, form, min(most, -(-block // 16) * 16)))  # whole vectors
+    return _smooth_by_platform(queries, pool, candidates, tuple(forms), ks, within, axis)
+
+
+@partial(jax.jit, static_argnames=("forms", "ks", "within", "axis"))
+def _smooth_by_platform(queries, pool, candidates, forms, ks, within, axis):
+    branches = {
+        platform: partial(_smooth_blocks, form=form, block=block, ks=ks, within=within, axis=axis)
+        for platform, form, block in forms
+    }
+    return jax.lax.platform_dependent(queries, pool, candidates, **branches)
+
+
+def _smooth_blocks(queries, pool, candidates, form, block, ks, within, axis):
+    """Smooth `block` queries at a time: float[len(ks), *query_scores.shape]."""
+    usable = jnp.isfinite(pool.features).all(axis=1)
+    defined = jnp.isfinite(queries.features).all(axis=1)
+    if candidates is not None:
+        usable &= candidates
+    of_queries, of_pool = _centre(queries.features, pool.features, usable, axis)
+    queries = queries._replace(features=jnp.where(defined[:, None], of_queries, 0))
+    pool = pool._replace(features=jnp.where(usable[:, None], of_pool, 0))
+    sum_block = form(pool, usable, np.array(ks), within, axis)
+
+    def smooth_block(batch):
+        scores = batch[0].scores
+        sums, found = sum_block(*batch)  # [ks, block(, columns)], [block]
+        counted = jnp.minimum(np.array(ks)[:, None], 1 + found)
+        return (scores + sums) / counted.reshape(counted.shape + (1,) * (scores.ndim - 1))
+
+    size = len(defined)
+    blocks = -(-size // max(1, block))
+
+    def divide(x):
+        padded = jnp.pad(x, [(0, blocks * block - size)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(blocks, block, *x.shape[1:])
+
+    # A gradient searches again; keeping the neighbours would take rows x rows for a large K.
+    search = jax.checkpoint(smooth_block, prevent_cse=False)
+    means = jax.lax.map(search, jax.tree.map(divide, (queries, jnp.arange(size))))
+    means = jnp.moveaxis(means, 1, 0).reshape(len(ks), blocks * block, *queries.scores.shape[1:])
+    return jnp.where(jnp.expand_dims(defined, range(1, pool.scores.ndim)), means[:, :size], jnp.nan)
+
+
+def _centre(queries, pool, usable, axis):
+    """Move the usable rows of the pool around 0 and into about [-2, 2], the queries with them.
+
+    Both steps leave integers exact: the scale is a power of two, the centre a multiple of 1/64 of
+    it. The scale keeps the squares of very large or small features within the type's range.
+    """
+    queries, pool = jax.lax.stop_gradient((queries, pool))
+    usable = usable[:, None]
+    low = across(axis, jax.lax.pmin, jnp.min(pool, axis=0, where=usable, initial=jnp.inf))
+    high = across(axis, jax.lax.pmax, jnp.max(pool, axis=0, where=usable, initial=-jnp.inf))
+    reach = jnp.max(high / 2 - low / 2, initial=0)
+    power_of_two = jax.lax.reduce_precision(reach, jnp.finfo(reach.dtype).nexp, mantissa_bits=0)
+    scale = jnp.where(power_of_two > 0, power_of_two, 1)
+    total = across(axis, jax.lax.psum, jnp.sum(pool / scale, axis=0, where=usable))
+    mean = total / across(axis, jax.lax.psum, usable.sum())
+    centre = jnp.round(64 * mean) / 64 * scale
+    # The products of a query 1e15 times the pool's range away could overflow, and could not tell
+    # its rows apart anyway.
+    return (jnp.clip((x - centre) / scale, -1e15, 1e15) for x in (queries, pool))
