@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eq7 import oracle, oracle_queries
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,40 +23,6 @@ from dns_jax.smoothing import _search
 N, D, Q = 48, 3, 16  # rows of the pool, dimensions, queries
 ROWS = np.arange(N)
 FLOAT_MAX = float(np.finfo(np.float32).max)
-
-
-def oracle_queries(
-    query_scores,
-    query_features,
-    pool_scores,
-    pool_features,
-    k,
-    candidates=None,
-    query_groups=None,
-    pool_groups=None,
-):
-    query_scores, query_features, pool_scores, pool_features = (
-        np.asarray(x, np.float64)
-        for x in (query_scores, query_features, pool_scores, pool_features)
-    )
-    usable = np.isfinite(pool_features).all(1)
-    if candidates is not None:
-        usable = usable & candidates
-    smoothed = np.full(query_scores.shape, np.nan)
-    for i, (score, feature) in enumerate(zip(query_scores, query_features, strict=True)):
-        if not np.isfinite(feature).all():
-            continue
-        allowed = usable if query_groups is None else usable & (pool_groups != query_groups[i])
-        rows = np.flatnonzero(allowed)
-        distances = ((pool_features[rows] - feature) ** 2).sum(1)
-        nearest = rows[np.argsort(distances, kind="stable")[: k - 1]]
-        smoothed[i] = np.concatenate([score[None], pool_scores[nearest]]).mean(0)
-    return smoothed
-
-
-def oracle(scores, features, k, candidates=None, groups=None):
-    groups = np.arange(len(features)) if groups is None else groups
-    return oracle_queries(scores, features, scores, features, k, candidates, groups, groups)
 
 
 def assert_equal(got, expected):
@@ -149,6 +117,48 @@ def test_every_column_of_scores_is_smoothed_with_the_same_neighbours(scores, fea
     got = smooth(both, features, 5)
     assert_equal(got, oracle(both, features, 5))
     np.testing.assert_allclose(got[:, 0], smooth(scores, features, 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dimensions"), [(1, 1), (1, 1024), (2, 3), (33, 1), (65, 2), (70, 1024), (300, 4)]
+)
+def test_any_number_of_rows_and_dimensions(rows, dimensions):
+    rng = np.random.default_rng(rows)
+    features = rng.integers(-3, 4, (rows, dimensions))
+    scores = rng.standard_normal(rows).astype(np.float32)
+    for k in {1, min(3, rows), rows}:
+        assert_equal(smooth(scores, features, k), oracle(scores, features, k))
+
+
+@pytest.mark.parametrize("candidates", [None, np.arange(5000) % 250 == 7])
+@pytest.mark.parametrize("k", [2, 16, 700, 5001])
+def test_pools_of_thousands_full_of_ties(k, candidates):
+    rng = np.random.default_rng(0)
+    features = rng.integers(-2, 3, (5000, 4))
+    scores = rng.standard_normal((5000, 2)).astype(np.float32)
+    scores[::97] *= 1e6
+    rows = rng.choice(5000, 40, replace=False)
+    groups = np.arange(5000) // 7
+    got = smooth_queries(
+        scores[rows],
+        features[rows],
+        scores,
+        features,
+        k,
+        candidates=candidates,
+        query_groups=groups[rows],
+        pool_groups=groups,
+    )
+    expected = oracle_queries(
+        scores[rows], features[rows], scores, features, k, candidates, groups[rows], groups
+    )
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6 * np.abs(scores).max())
+
+
+def test_all_rows_alike_are_tied():
+    scores = np.random.default_rng(0).standard_normal(1500).astype(np.float32)
+    features = np.full((1500, 5), 0.3)
+    assert_equal(smooth(scores, features, 40), oracle(scores, features, 40))
 
 
 # Who may be a neighbour
@@ -394,6 +404,15 @@ def test_neighbours_differ_only_within_rounding_on_offset_clusters(offset):
     centres = rng.standard_normal((8, 16))
     features = offset + centres[rng.integers(0, 8, 200)] + 0.05 * rng.standard_normal((200, 16))
     assert_within_rounding(features, features, 32)
+
+
+@pytest.mark.parametrize("spread", [None, 0.3, 0.01])
+def test_neighbours_differ_only_within_rounding_in_clusters_and_without(spread):
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((700, 128))
+    if spread is not None:
+        features = rng.standard_normal((20, 128))[rng.integers(0, 20, 700)] + spread * features
+    assert_within_rounding(features, features, 64)
 
 
 def test_an_offset_costs_no_neighbour():
@@ -716,6 +735,27 @@ def test_the_cpu_program_uses_the_top_k_kernel_or_counts_and_never_sorts(form):
         program = jax.jit(function).lower(*shapes).compile().as_text()
         assert ('custom_call_target="TopK"' in program) == (form == "ranking")
         assert " sort(" not in program
+
+
+def test_a_cpu_counts_and_an_accelerator_ranks(form):
+    if form == "ranking":
+        pytest.skip("about the forms as they are chosen")
+    shapes = jax.ShapeDtypeStruct((100,), "float32"), jax.ShapeDtypeStruct((100, 8), "float32")
+    traced = jax.jit(lambda s, f: smooth(s, f, 5)).trace(*shapes)
+    for platform in ("cpu", "cuda", "tpu"):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("top_k" in program) == (platform != "cpu")
+
+
+def test_it_exports_for_every_platform_in_one_file(scores, features, queries):
+    export = pytest.importorskip("jax.export")
+    pytest.importorskip("flatbuffers")
+    arguments = [jnp.asarray(x, jnp.float32) for x in (*queries, scores, features)]
+    exported = export.export(
+        jax.jit(partial(smooth_queries, k=5)), platforms=("cpu", "cuda", "tpu")
+    )(*arguments)
+    loaded = export.deserialize(exported.serialize())
+    np.testing.assert_array_equal(loaded.call(*arguments), smooth_queries(*arguments, 5))
 
 
 # The package

@@ -6,6 +6,9 @@ addition of whole arrays, which XLA gives to the vector units; its top_k has one
 docs/smoothing.md has the measurements.
 """
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +25,8 @@ def sum_by_count(pool, usable, ks, within, axis):
     # One more dimension, in which queries are 1, adds the offset.
     features = jnp.pad(jnp.column_stack([pool.features, offsets]), [(0, spare), (0, 0)])
     features = features.at[size:, -1].set(-jnp.inf)
-    scores = jnp.pad(pool.scores, [(0, spare)] + [(0, 0)] * (pool.scores.ndim - 1))
+    columns = pool.scores.reshape(size, math.prod(pool.scores.shape[1:]))
+    columns = jnp.pad(columns, [(0, spare), (0, 0)]).T
     rows = jnp.arange(size + spare) + (size + spare) * jax.lax.axis_index(axis)
     counts = np.maximum(ks[:, None] - 1, 1)
 
@@ -39,28 +43,25 @@ def sum_by_count(pool, usable, ks, within, axis):
         else:
             found = jnp.broadcast_to(usable.sum(), row.shape)
         found = across(axis, jax.lax.psum, found)
-        is_chosen = _choose_nearest(nearness, rows, counts, found, axis)
+        limits = _choose_nearest(nearness, rows, counts, found, axis)
 
-        def add_scores(scores):
+        def add_chosen(limits, column):
             return _add_rows(
-                lambda score, *row: jnp.where(is_chosen(*row), score, 0),
-                *(x[:, None] for x in (scores[:, None], nearness, rows[:, None])),
+                lambda score, *row: jnp.where(_is_chosen(*row, *limits), score, 0),
+                *(column[:, None], nearness, rows[:, None]),
             )
 
-        for _ in scores.shape[1:]:
-            add_scores = jax.vmap(add_scores, in_axes=1, out_axes=2)
-        sums = across(axis, jax.lax.psum, add_scores(scores))
-        return jnp.where(jnp.expand_dims(ks > 1, range(1, sums.ndim)), sums, 0), found
+        # One after the other: [ks, columns, queries].
+        sums = jax.lax.map(lambda k: jax.lax.map(partial(add_chosen, k), columns), limits)
+        sums = across(axis, jax.lax.psum, jnp.moveaxis(sums, 1, 2))
+        sums = jnp.where(ks[:, None, None] > 1, sums, 0)
+        return sums.reshape(*sums.shape[:2], *pool.scores.shape[1:]), found
 
     return sum_block
 
 
 def _choose_nearest(nearness, rows, counts, found, axis):
     """Search, for every query, a threshold that just `count` of the rows above -inf reach.
-
-    A bracket of two floats is cut where a normal distribution would have `count` rows above, and
-    every fifth time in the middle of the floats that are left, which ends every search. Where rows
-    are left between neighbouring floats, they are equally near: the lower of them are chosen.
 
     Args:
       nearness: float[rows, queries].
@@ -70,13 +71,40 @@ def _choose_nearest(nearness, rows, counts, found, axis):
       axis: name of the axis along which the rows are spread, or ().
 
     Returns:
-      A function from (nearness, rows), of any shape that broadcasts to [..., ks, queries], to
-      whether such a row is among the `count` nearest.
+      What `_is_chosen` takes to tell the nearest, each [ks, queries].
+    """
+    low, high, above_low = _search_threshold(nearness, counts, found, axis)
+    # Rows that are left between neighbouring floats are equally near: the lower ones are chosen.
+    whole = 0 * above_low + len(nearness) * jax.lax.axis_size(axis)
+    ends = jnp.where(above_low > counts, 0, whole), whole
+
+    def halve(ends):
+        start, end = ends
+        middle = (start + end) // 2
+        chosen = _add_rows(
+            lambda *row: _is_chosen(*row, low, high, middle), nearness[:, None], rows[:, None, None]
+        )
+        enough = across(axis, jax.lax.psum, chosen) >= counts
+        return jnp.where(enough, start, middle), jnp.where(enough, middle, end)
+
+    _, end = jax.lax.while_loop(lambda ends: (ends[0] + 1 < ends[1]).any(), halve, ends)
+    return low, high, end
+
+
+def _is_chosen(near, row, low, high, end):
+    return near >= jnp.where(row < end, low, high)
+
+
+def _search_threshold(nearness, counts, found, axis):
+    """Close in on the `count` nearest: (low, high, rows that reach low), each [ks, queries].
+
+    A bracket of two floats is cut where a normal distribution would have `count` rows above, and
+    every fifth time in the middle of the floats that are left, which ends every search. At its end
+    `count` rows reach `low`, or those between it and `high` are equal.
     """
     kind = nearness.dtype
     bits = jnp.int32 if kind == jnp.float32 else jnp.int64
     last, tiny = jnp.iinfo(bits).max, jnp.finfo(kind).tiny
-    parts = nearness[:, None]
     size = len(nearness) * jax.lax.axis_size(axis)
 
     def encode(x):  # floats in their order as integers
@@ -94,8 +122,9 @@ def _choose_nearest(nearness, rows, counts, found, axis):
         z = t - (2.30753 + 0.27061 * t) / (1 + 0.99229 * t + 0.04481 * t**2)
         return jnp.where(share < 0.5, z, -z)
 
-    def count(is_in, *of_rows):
-        return across(axis, jax.lax.psum, _add_rows(is_in, parts, *of_rows))
+    def count(threshold):
+        above = _add_rows(lambda near: near >= threshold, nearness[:, None])
+        return across(axis, jax.lax.psum, above)
 
     def is_open(bracket):
         _, low, high, above_low, _ = bracket
@@ -108,8 +137,7 @@ def _choose_nearest(nearness, rows, counts, found, axis):
         at = encode(decode(low) + (decode(high) - decode(low)) * share)
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
         at = jnp.where(step % 5 == 4, middle, at).clip(low + 1, high - 1)
-        threshold = decode(at)
-        above = count(lambda near: near >= threshold)
+        above = count(decode(at))
         enough = above >= counts
         undecided = above_low > counts
         raised, lowered = undecided & enough, undecided & ~enough
@@ -122,31 +150,30 @@ def _choose_nearest(nearness, rows, counts, found, axis):
         )
 
     slices = _split(nearness)
-    highest = encode(_fold(lambda a, b: jnp.where(a > b, a, b), slices))
-    highest = across(axis, jax.lax.pmax, highest.max(axis=0))
-    # Filling up with `highest` makes this pass wait for that one: at once, each slows the other.
-    slices = [jnp.where(x > -jnp.inf, x, decode(highest)) for x in slices]
-    lowest = encode(_fold(lambda a, b: jnp.where(a < b, a, b), slices))
-    lowest = across(axis, jax.lax.pmin, lowest.min(axis=0))
-    lowest = jnp.where(found > 0, lowest, encode(jnp.asarray(jnp.inf, kind)))
-    bracket = (lowest, highest + 1, found, 0 * found)
+    largest = _fold(lambda a, b: jnp.where(a > b, a, b), slices)
+    highest = across(axis, jax.lax.pmax, encode(largest).max(axis=0))
+    if len(largest) < max(4 * counts.max(), 128):
+        # Filling up with `highest` makes this pass wait for that: at once, each slows the other.
+        slices = [jnp.where(x > -jnp.inf, x, decode(highest)) for x in slices]
+        lowest = encode(_fold(lambda a, b: jnp.where(a < b, a, b), slices))
+        lowest = across(axis, jax.lax.pmin, lowest.min(axis=0))
+        low = jnp.where(found > 0, lowest, encode(jnp.asarray(jnp.inf, kind)))
+        above_low = found
+    else:
+        # `count` of the largest of 32 rows reach some threshold, so at least as many rows do.
+        spare = -len(largest) % 32
+        largest = jnp.pad(largest, ((0, spare), (0, 0)), constant_values=-jnp.inf)
+        largest = jax.lax.optimization_barrier(largest)  # or every use goes through all rows again
+        some = across(axis, jax.lax.psum, _add_rows(lambda x: x > -jnp.inf, largest))
+        low, _, _ = _search_threshold(largest, counts, some, axis)
+        above_low = count(low)
+        lowest = encode(jnp.asarray(jnp.finfo(kind).min, kind))
+        low = jnp.where(above_low >= counts, encode(low), lowest)
+        above_low = jnp.where(above_low >= counts, above_low, found)
+    bracket = (low, highest + 1, above_low, 0 * found)
     bracket = (0, *(jnp.broadcast_to(x, (len(counts), len(found))) for x in bracket))
     _, low, high, above_low, _ = jax.lax.while_loop(is_open, cut, bracket)
-    low, high, tied = decode(low), decode(high), above_low > counts
-
-    def reaches(near, row, end):
-        return near >= jnp.where(row < end, low, high)
-
-    def halve(ends):
-        start, end = ends
-        middle = (start + end) // 2
-        enough = count(lambda *of_row: reaches(*of_row, middle), rows[:, None, None]) >= counts
-        return jnp.where(enough, start, middle), jnp.where(enough, middle, end)
-
-    whole = 0 * above_low + size
-    ends = jnp.where(tied, 0, whole), whole
-    _, end = jax.lax.while_loop(lambda ends: (ends[0] + 1 < ends[1]).any(), halve, ends)
-    return lambda near, row: reaches(near, row, end)
+    return decode(low), decode(high), above_low
 
 
 def _split(x):

@@ -18,7 +18,9 @@ def sum_by_rank(pool, usable, ks, within, axis):
     rows, most = len(usable), max(ks) - 1
 
     def gather(x):  # of all shards, in their order
-        return jax.lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True) if axis else x
+        return (
+            jax.lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True, to="invarying") if axis else x
+        )
 
     def sum_block(queries, row):
         nearness = multiply(queries.features, pool.features.T) + offsets  # [block, rows]

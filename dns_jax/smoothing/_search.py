@@ -11,7 +11,7 @@ from dns_jax.smoothing._counting import sum_by_count
 from dns_jax.smoothing._ranking import across, sum_by_rank
 
 BLOCK_BYTES = 64 * 2**20  # for the distances, neighbours and running sums of a block of queries
-CACHED_BYTES = 3 * 2**19  # for distances that a CPU reads again and again
+QUERIES = 64  # that fill a CPU's matrix product, and whose distances its caches may still hold
 # By platform: XLA's top_k has one thread and no vectors on a CPU.
 FORMS = {"cpu": sum_by_count, "default": sum_by_rank}
 
@@ -23,7 +23,7 @@ def smooth_rows(queries, pool, candidates, ks, within=False, axis=()):
     ranked = 3 * row + 4 * pool.features.dtype.itemsize * columns * max(ks)
     fitting = {
         sum_by_rank: BLOCK_BYTES // ranked,
-        sum_by_count: min(max(64, CACHED_BYTES // row // 16 * 16), BLOCK_BYTES // (2 * row)),
+        sum_by_count: min(QUERIES, BLOCK_BYTES // (2 * row)),
     }
     size = max(1, len(queries.features))
     forms = []
