@@ -11,7 +11,19 @@ import jax.numpy as jnp
 
 
 def sum_by_rank(pool, usable, ks, within, axis):
-    """Sum the scores of the k - 1 nearest for every k: running sums over those of `top_k`."""
+    """Sum the scores of the k - 1 nearest for every k: running sums over those of `top_k`.
+
+    Args:
+      pool: centred `Rows`, 0 where they are not usable.
+      usable: bool[rows], which may be neighbours.
+      ks: int[ks].
+      within: whether query i is row i of the pool, and then no neighbour of itself.
+      axis: name of the axis along which the rows are spread over devices, or ().
+
+    Returns:
+      A function from centred queries and their numbers to float[ks, queries(, columns)], the sums,
+      and int[queries], how many neighbours there were to choose from.
+    """
     half_norms = jnp.square(pool.features).sum(axis=1) / 2
     # Never -0, which top_k would rank below an equal 0.
     offsets = jnp.where(half_norms > 0, -half_norms, 0)
