@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import dns_jax
 from dns_jax import smooth, smooth_queries, smooth_sweep
-from dns_jax.smoothing import _search
+from dns_jax.smoothing import _counting, _search
 
 N, D, Q = 48, 3, 16  # rows of the pool, dimensions, queries
 ROWS = np.arange(N)
@@ -153,6 +153,19 @@ def test_pools_of_thousands_full_of_ties(k, candidates):
         scores[rows], features[rows], scores, features, k, candidates, groups[rows], groups
     )
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6 * np.abs(scores).max())
+
+
+def test_distances_beyond_the_cache_are_searched_some_columns_at_a_time(monkeypatch, form):
+    monkeypatch.setattr(_counting, "_CACHED_BYTES", 0)
+    rng = np.random.default_rng(0)
+    features = rng.integers(-2, 3, (1101, 4))  # a shape that nothing else has compiled
+    scores = rng.standard_normal((1101, 2)).astype(np.float32)
+    arguments = scores[:48], features[:48], scores, features, 130
+    program = jax.jit(partial(smooth_queries, k=130)).lower(*arguments[:4]).as_text()
+    assert ("dynamic_slice" in program and "x16xf32" in program) == (form == "counting")
+    np.testing.assert_allclose(
+        smooth_queries(*arguments), oracle_queries(*arguments), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_all_rows_alike_are_tied():

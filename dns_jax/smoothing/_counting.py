@@ -15,6 +15,9 @@ import numpy as np
 
 from dns_jax.smoothing._ranking import across, multiply
 
+_CACHED_BYTES = 4 * 2**20  # of distances that are read again and again; of more, some columns each
+_TOGETHER = 16  # such columns, which fill a line of the cache
+
 
 def sum_by_count(pool, usable, ks, within, axis):
     """Sum the scores of the k - 1 nearest for every k: those of the rows that reach a threshold.
@@ -46,16 +49,31 @@ def sum_by_count(pool, usable, ks, within, axis):
         else:
             found = jnp.broadcast_to(usable.sum(), row.shape)
         found = across(axis, jax.lax.psum, found)
-        limits = _choose_nearest(nearness, rows, counts, found, axis)
 
-        def add_chosen(limits, column):
-            return _add_rows(
-                lambda score, *row: jnp.where(_is_chosen(*row, *limits), score, 0),
-                *(column[:, None], nearness, rows[:, None]),
-            )
+        def sum_columns(nearness, found):
+            limits = _choose_nearest(nearness, rows, counts, found, axis)
 
-        # One after the other: [ks, columns, queries].
-        sums = jax.lax.map(lambda k: jax.lax.map(partial(add_chosen, k), columns), limits)
+            def add_chosen(limits, column):
+                return _add_rows(
+                    lambda score, *row: jnp.where(_is_chosen(*row, *limits), score, 0),
+                    *(column[:, None], nearness, rows[:, None]),
+                )
+
+            # One after the other: [ks, columns, queries].
+            return jax.lax.map(lambda k: jax.lax.map(partial(add_chosen, k), columns), limits)
+
+        cached = nearness.nbytes <= _CACHED_BYTES or _search_maxima(len(rows), counts)
+        if cached or len(row) % _TOGETHER:
+            sums = sum_columns(nearness, found)
+        else:
+
+            def sum_some(start):
+                some = jax.lax.dynamic_slice_in_dim(nearness, start, _TOGETHER, 1)
+                some = jax.lax.optimization_barrier(some)  # or every pass goes through all columns
+                return sum_columns(some, jax.lax.dynamic_slice_in_dim(found, start, _TOGETHER))
+
+            sums = jax.lax.map(sum_some, jnp.arange(0, len(row), _TOGETHER))
+            sums = jnp.moveaxis(sums, 0, 2).reshape(len(ks), len(columns), len(row))
         sums = across(axis, jax.lax.psum, jnp.moveaxis(sums, 1, 2))
         sums = jnp.where(ks[:, None, None] > 1, sums, 0)
         return sums.reshape(*sums.shape[:2], *pool.scores.shape[1:]), found
@@ -155,7 +173,7 @@ def _search_threshold(nearness, counts, found, axis):
     slices = _split(nearness)
     largest = _fold(lambda a, b: jnp.where(a > b, a, b), slices)
     highest = across(axis, jax.lax.pmax, encode(largest).max(axis=0))
-    if len(largest) < max(4 * counts.max(), 128):
+    if not _search_maxima(len(nearness), counts):
         # Filling up with `highest` makes this pass wait for that: at once, each slows the other.
         slices = [jnp.where(x > -jnp.inf, x, decode(highest)) for x in slices]
         lowest = encode(_fold(lambda a, b: jnp.where(a < b, a, b), slices))
@@ -177,6 +195,11 @@ def _search_threshold(nearness, counts, found, axis):
     bracket = (0, *(jnp.broadcast_to(x, (len(counts), len(found))) for x in bracket))
     _, low, high, above_low, _ = jax.lax.while_loop(is_open, cut, bracket)
     return decode(low), decode(high), above_low
+
+
+def _search_maxima(rows, counts):
+    """Whether to search the maxima of 32 rows first, which pays where they are many."""
+    return rows >= 32 * max(16 * counts.max(), 128)
 
 
 def _split(x):
