@@ -644,6 +644,24 @@ def test_the_gradient_is_finite_where_neighbours_run_out_or_features_are_not_fin
     assert gradient[8] > 0
 
 
+@pytest.mark.parametrize("k", [5, 300])
+def test_the_gradient_and_vmap_in_a_pool_of_thousands(k):
+    rng = np.random.default_rng(0)
+    features = rng.integers(-3, 4, (2, 4200, 3)).astype(np.float32)
+    scores = rng.standard_normal((2, 4200)).astype(np.float32)
+    rows = np.arange(8)
+
+    def answer(pool_scores, features):
+        return smooth_queries(pool_scores[rows], features[rows], pool_scores, features, k)
+
+    got = jax.vmap(answer)(scores, features)
+    for g, s, f in zip(got, scores, features, strict=True):
+        assert_equal(g, oracle_queries(s[rows], f[rows], s, f, k))
+    gradient = jax.vmap(jax.grad(lambda s, f: answer(s, f).sum()))(scores, features)
+    np.testing.assert_allclose(gradient.sum(axis=1), len(rows), rtol=1e-5)
+    assert ((np.asarray(gradient) > 0).sum(axis=1) <= len(rows) * k).all()
+
+
 def test_features_are_constants(scores, features):
     gradient = jax.grad(lambda f: smooth(scores, f, 5).sum())(features)
     np.testing.assert_array_equal(gradient, 0)
