@@ -16,8 +16,8 @@ from scipy.stats import norm
 ROWS, K = 1_400, 128
 
 
-def find_cuts(nearness: np.ndarray, count: int) -> list[tuple[float, int]]:
-    """Return every threshold that is tried and how many rows reach it."""
+def find_cuts(nearness: np.ndarray, count: int) -> list[tuple[float, int, float, float]]:
+    """Return every cut, how many rows reach it, and both ends of the bracket it cuts."""
     low, high = nearness.min(), np.nextafter(nearness.max(), np.inf)
     above_low, above_high = len(nearness), 0
     cuts = []
@@ -28,7 +28,7 @@ def find_cuts(nearness: np.ndarray, count: int) -> list[tuple[float, int]]:
         if len(cuts) % 5 == 4:
             at = (low + high) / 2
         above = int((nearness >= at).sum())
-        cuts.append((at, above))
+        cuts.append((at, above, low, high))
         if above >= count:
             low, above_low = at, above
         else:
@@ -46,24 +46,26 @@ def main() -> None:
     cuts = find_cuts(nearness, K - 1)
 
     figure, (above, below) = plt.subplots(
-        2, 1, figsize=(7.5, 5), layout="constrained", sharex=True, height_ratios=(2, 1.6)
+        2, 1, figsize=(7.5, 5.5), layout="constrained", height_ratios=(2, 1.8)
     )
     edges = np.histogram_bin_edges(nearness, 60)
     above.hist(nearness, edges, color="0.8", label=f"{ROWS - 1:,} other rows")
-    above.hist(
-        nearness[nearness >= cuts[-1][0]], edges, color="C1", label=f"the {K - 1} nearest"
-    )
+    above.hist(nearness[nearness >= cuts[-1][0]], edges, color="C1", label=f"the {K - 1} nearest")
     above.axvline(cuts[-1][0], color="C3", linewidth=1)
     above.set(ylabel="rows", title="Which rows are the nearest? Those that reach a threshold.")
     above.legend()
-    for number, (at, reach) in enumerate(cuts, 1):
+    ends = np.array([-1.5, 1.5]) + cuts[-1][0]
+    for number, (at, reach, low, high) in enumerate(cuts, 1):
+        below.hlines(number, max(low, ends[0]), min(high, ends[1]), color="0.8", linewidth=7)
         below.plot([at], [number], "o", color="C3" if number == len(cuts) else "C0")
-        below.annotate(f"{reach}", (at, number), (6, -3), textcoords="offset points", fontsize=8)
+        below.annotate(f"{reach}", (at, number), (7, -3), textcoords="offset points", fontsize=8)
+    above.axvspan(*ends, color="C3", alpha=0.12)
     below.set(
         xlabel="nearness  x·y - |y|²/2  (the larger, the nearer)",
         ylabel="pass",
+        xlim=ends,
         yticks=range(1, len(cuts) + 1),
-        title=f"Each pass counts the rows that reach a cut, until it is {K - 1}.",
+        title=f"Close up: each pass cuts the bracket and counts, until {K - 1} rows reach the cut.",
     )
     below.invert_yaxis()
     figure.savefig(args.out, dpi=110)
