@@ -120,7 +120,8 @@ def test_every_column_of_scores_is_smoothed_with_the_same_neighbours(scores, fea
 
 
 @pytest.mark.parametrize(
-    ("rows", "dimensions"), [(1, 1), (1, 1024), (2, 3), (33, 1), (65, 2), (70, 1024), (300, 4)]
+    ("rows", "dimensions"),
+    [(6, 0), (1, 1), (1, 1024), (2, 3), (33, 1), (65, 2), (70, 1024), (300, 4)],
 )
 def test_any_number_of_rows_and_dimensions(rows, dimensions):
     rng = np.random.default_rng(rows)
@@ -460,6 +461,22 @@ def test_very_small_and_very_large_features_keep_their_neighbours(scores, featur
     np.testing.assert_array_equal(
         smooth(scores, features, 5), smooth(scores, features / features.max(), 5)
     )
+
+
+@pytest.mark.parametrize("offset", [1e7, 1e9, 1e30, -1e37])
+def test_a_column_that_is_the_same_everywhere_does_not_matter(offset):
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal(1003).astype(np.float32)
+    features = rng.integers(0, 5000, (1003, 1))
+    constant = np.full((1003, 1), np.float32(offset))
+    got = smooth(scores, np.hstack([constant, features]), 3)
+    assert_equal(got, oracle(scores, features, 3))
+
+
+def test_features_may_reach_from_the_lowest_to_the_largest_number():
+    features = np.array([[-3e38], [3e38], [2.9e38], [-2.9e38], [0], [1e38]])
+    got = smooth(np.arange(6.0), features, 2)
+    np.testing.assert_allclose(got, [1.5, 1.5, 1.5, 1.5, 4.5, 4.5])
 
 
 def test_a_query_beyond_the_range_of_squares_still_has_neighbours(features):

@@ -37,7 +37,7 @@ def sum_by_count(pool, usable, ks, within, axis):
     counts = np.maximum(ks[:, None] - 1, 1)
 
     def sum_block(queries, row):
-        ones = jnp.ones_like(queries.features[:, :1])
+        ones = jnp.ones((len(row), 1), features.dtype)
         nearness = multiply(features, jnp.hstack([queries.features, ones]).T)  # [rows, block]
         if queries.groups is not None:
             same = jnp.pad(pool.groups, (0, spare))[:, None] == queries.groups
@@ -129,7 +129,7 @@ def _search_threshold(nearness, counts, found, axis):
     size = len(nearness) * jax.lax.axis_size(axis)
 
     def encode(x):  # floats in their order as integers
-        code = jax.lax.bitcast_convert_type(x, bits)
+        code = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), bits)  # -0 is 0
         return jnp.where(code < 0, code ^ last, code)
 
     def decode(code):

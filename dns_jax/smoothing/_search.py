@@ -85,11 +85,14 @@ def _centre(queries, pool, usable, axis):
     low = across(axis, jax.lax.pmin, jnp.min(pool, axis=0, where=usable, initial=jnp.inf))
     high = across(axis, jax.lax.pmax, jnp.max(pool, axis=0, where=usable, initial=-jnp.inf))
     reach = jnp.max(high / 2 - low / 2, initial=0)
+    reach = jnp.minimum(reach, jnp.finfo(reach.dtype).max / 4)  # or it rounds up to infinity
     power_of_two = jax.lax.reduce_precision(reach, jnp.finfo(reach.dtype).nexp, mantissa_bits=0)
     scale = jnp.where(power_of_two > 0, power_of_two, 1)
     total = across(axis, jax.lax.psum, jnp.sum(pool / scale, axis=0, where=usable))
-    mean = total / across(axis, jax.lax.psum, usable.sum())
-    centre = jnp.round(64 * mean) / 64 * scale
-    # The products of a query 1e15 times the pool's range away could overflow, and could not tell
-    # its rows apart anyway.
-    return (jnp.clip((x - centre) / scale, -1e15, 1e15) for x in (queries, pool))
+    mean = total / jnp.maximum(1, across(axis, jax.lax.psum, usable.sum()))
+    # The mean of large numbers that hardly differ may be rounded out of their range.
+    centre = jnp.clip(jnp.round(64 * mean) / 64 * scale, low, high)
+    # Halves, since a range may be twice the largest number. The products of a query 1e15 times the
+    # pool's range away could overflow, and could not tell its rows apart anyway.
+    shifted = ((x / 2 - centre / 2) / (scale / 2) for x in (queries, pool))
+    return (jnp.clip(x, -1e15, 1e15) for x in shifted)
