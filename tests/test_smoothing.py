@@ -131,13 +131,13 @@ def test_any_number_of_rows_and_dimensions(rows, dimensions):
         assert_equal(smooth(scores, features, k), oracle(scores, features, k))
 
 
-@pytest.mark.parametrize("candidates", [None, np.arange(5000) % 250 == 7])
-@pytest.mark.parametrize("k", [2, 16, 700, 5001])
-def test_pools_of_thousands_full_of_ties(k, candidates):
+@pytest.mark.parametrize("every", [1, 157, 250])  # 157: all in one of the 157 groups of 32 rows
+@pytest.mark.parametrize("k", [2, 5, 16, 700, 5001])
+def test_pools_of_thousands_full_of_ties(k, every):
+    candidates = np.arange(5000) % every == 7 % every
     rng = np.random.default_rng(0)
     features = rng.integers(-2, 3, (5000, 4))
     scores = rng.standard_normal((5000, 2)).astype(np.float32)
-    scores[::97] *= 1e6
     rows = rng.choice(5000, 40, replace=False)
     groups = np.arange(5000) // 7
     got = smooth_queries(
@@ -153,7 +153,7 @@ def test_pools_of_thousands_full_of_ties(k, candidates):
     expected = oracle_queries(
         scores[rows], features[rows], scores, features, k, candidates, groups[rows], groups
     )
-    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6 * np.abs(scores).max())
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_distances_beyond_the_cache_are_searched_some_columns_at_a_time(monkeypatch, form):
@@ -169,10 +169,11 @@ def test_distances_beyond_the_cache_are_searched_some_columns_at_a_time(monkeypa
     )
 
 
-def test_all_rows_alike_are_tied():
+@pytest.mark.parametrize("k", [2, 40])
+def test_all_rows_alike_are_tied(k):
     scores = np.random.default_rng(0).standard_normal(1500).astype(np.float32)
     features = np.full((1500, 5), 0.3)
-    assert_equal(smooth(scores, features, 40), oracle(scores, features, 40))
+    assert_equal(smooth(scores, features, k), oracle(scores, features, k))
 
 
 # Who may be a neighbour
