@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import dns_jax
 from dns_jax import smooth, smooth_queries, smooth_sweep
-from dns_jax.smoothing import _counting, _search
+from dns_jax.smoothing import _counting, _search, smooth_queries_sweep
 
 N, D, Q = 48, 3, 16  # rows of the pool, dimensions, queries
 ROWS = np.arange(N)
@@ -733,6 +733,50 @@ def test_shard_map_smooths_a_shard_per_device_without_communication(scores, feat
     assert got.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 1)
     assert_same(form, got, smooth(scores, features, 5))
     assert not re.search("all-gather|all-reduce|all-to-all", compiled.as_text())
+
+
+@pytest.mark.parametrize("candidates_given", [False, True])
+def test_shard_map_smooths_queries_of_a_device_against_a_whole_pool(
+    scores, features, candidates, form, candidates_given
+):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    given = {"candidates": candidates} if candidates_given else {}
+
+    def smooth_new(*queries_and_pool):
+        return smooth_queries_sweep(*queries_and_pool, (2, 5), **given)
+
+    specs = (P("data"), P("data"), P(), P())
+    mapped = jax.shard_map(smooth_new, mesh=mesh, in_specs=specs, out_specs=P(None, "data"))
+    queries = scores[::-1], features[::-1] + 0.25
+    expected = smooth_new(*queries, scores, features)
+    assert_same(form, jax.jit(mapped)(*queries, scores, features), expected)
+
+
+# Many K for queries
+
+
+def test_a_sweep_of_queries_is_smooth_queries_for_every_k(scores, features, candidates, groups):
+    ks = (N // 2, 1, 7)
+    queries = scores[:9], features[:9] + 0.25
+    more = {"candidates": candidates, "query_groups": groups[:9], "pool_groups": groups}
+    got = smooth_queries_sweep(*queries, scores, features, ks, **more)
+    for k, row in zip(ks, got, strict=True):
+        expected = smooth_queries(*queries, scores, features, k, **more)
+        np.testing.assert_allclose(row, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ks", "error", "message"),
+    [
+        (5, TypeError, "ks must be a sequence"),
+        ((), ValueError, "at least one K"),
+        ((1, 2.0), TypeError, "every k in ks"),
+        ((1, N + 2), ValueError, f"{N + 2}"),
+    ],
+)
+def test_a_sweep_of_queries_refuses_other_ks(scores, features, ks, error, message):
+    with pytest.raises(error, match=message):
+        smooth_queries_sweep(scores, features, scores, features, ks)
 
 
 def test_the_gradient_passes_shard_map(scores, features):

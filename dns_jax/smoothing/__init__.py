@@ -3,7 +3,8 @@
     a_prop(y_i) = 1/K (a_G(y_i) + sum of a_G(y_k) over the K - 1 nearest neighbours k of y_i in F)
 
 `smooth` is eq. 7 within one pool, `smooth_sweep` the same for many K from one neighbour search,
-`smooth_queries` smooths rows outside the pool, or one shard of it. What holds for all three:
+`smooth_queries` smooths rows outside the pool, or one shard of it, `smooth_queries_sweep` those for
+many K. What holds for all of them:
 
 * Scores are [rows], or [rows, columns] with the same neighbours for every column; features are
   [rows, dimensions]. K counts the row itself, exactly once, also among duplicates. Neighbours are
@@ -32,7 +33,13 @@ import numpy as np
 from dns_jax.smoothing._arguments import as_mask, as_rows, check_ks, float_dtype
 from dns_jax.smoothing._search import smooth_rows
 
-__all__ = ["smooth", "smooth_queries", "smooth_queries_sharded", "smooth_sweep"]
+__all__ = [
+    "smooth",
+    "smooth_queries",
+    "smooth_queries_sharded",
+    "smooth_queries_sweep",
+    "smooth_sweep",
+]
 
 
 def smooth(scores, features, k, *, candidates=None, groups=None) -> jax.Array:
@@ -74,12 +81,7 @@ def smooth_sweep(scores, features, ks, *, candidates=None, groups=None) -> jax.A
       TypeError: as `smooth`, and for `ks` that is no sequence.
       ValueError: as `smooth`.
     """
-    if not np.iterable(ks):
-        raise TypeError(f"ks must be a sequence of Python ints; it was {type(ks).__name__}")
-    ks = tuple(ks)
-    if not ks:
-        raise ValueError("ks must hold at least one K; it was empty")
-    return _smooth_pool("every k in ks", ks, scores, features, candidates, groups)
+    return _smooth_pool("every k in ks", _as_tuple(ks), scores, features, candidates, groups)
 
 
 def smooth_queries(
@@ -116,7 +118,43 @@ def smooth_queries(
       ValueError: as `smooth`, and for one of the groups without the other.
     """
     queries = query_scores, query_features, query_groups
-    return _smooth_queries(queries, (pool_scores, pool_features, pool_groups), k, candidates, ())
+    pool = pool_scores, pool_features, pool_groups
+    return _smooth_queries("k", (k,), queries, pool, candidates)[0]
+
+
+def smooth_queries_sweep(
+    query_scores,
+    query_features,
+    pool_scores,
+    pool_features,
+    ks,
+    *,
+    candidates=None,
+    query_groups=None,
+    pool_groups=None,
+) -> jax.Array:
+    """Smooth queries for every K in `ks`, from one neighbour search for the largest.
+
+    Args:
+      query_scores: as for `smooth_queries`, and so are all the others but `ks`.
+      query_features: real[Q, D].
+      pool_scores: real[P] or real[P, S].
+      pool_features: real[P, D].
+      ks: the K, Python ints in 1..P+1 in any order.
+      candidates: bool[P].
+      query_groups: int[Q].
+      pool_groups: int[P].
+
+    Returns:
+      float[len(ks), ...], for every K what `smooth_queries` returns.
+
+    Raises:
+      TypeError: as `smooth_queries`, and for `ks` that is no sequence.
+      ValueError: as `smooth_queries`.
+    """
+    queries = query_scores, query_features, query_groups
+    pool = pool_scores, pool_features, pool_groups
+    return _smooth_queries("every k in ks", _as_tuple(ks), queries, pool, candidates)
 
 
 def smooth_queries_sharded(
@@ -156,7 +194,16 @@ def smooth_queries_sharded(
     """
     queries = query_scores, query_features, query_groups
     pool = pool_scores, pool_features, pool_groups
-    return _smooth_queries(queries, pool, k, candidates, pool_axis)
+    return _smooth_queries("k", (k,), queries, pool, candidates, pool_axis)[0]
+
+
+def _as_tuple(ks):
+    if not np.iterable(ks):
+        raise TypeError(f"ks must be a sequence of Python ints; it was {type(ks).__name__}")
+    ks = tuple(ks)
+    if not ks:
+        raise ValueError("ks must hold at least one K; it was empty")
+    return ks
 
 
 def _smooth_pool(name, ks, scores, features, candidates, groups):
@@ -166,20 +213,20 @@ def _smooth_pool(name, ks, scores, features, candidates, groups):
     return smooth_rows(pool, pool, as_mask(candidates, rows, "features"), ks, within=groups is None)
 
 
-def _smooth_queries(queries, pool, k, candidates, axis):
+def _smooth_queries(name, ks, queries, pool, candidates, axis=()):
     if (queries[2] is None) != (pool[2] is None):
         lacking = "query_groups" if queries[2] is None else "pool_groups"
         raise ValueError(f"query_groups and pool_groups go together; {lacking} was None")
     dtype = float_dtype(*queries[:2], *pool[:2])
     queries, pool = as_rows("query_", *queries, dtype), as_rows("pool_", *pool, dtype)
-    for name in ("scores", "features"):
-        of_queries, of_pool = getattr(queries, name).shape, getattr(pool, name).shape
+    for part in ("scores", "features"):
+        of_queries, of_pool = getattr(queries, part).shape, getattr(pool, part).shape
         if of_queries[1:] != of_pool[1:]:
             raise ValueError(
-                f"query_{name} and pool_{name} may differ in their rows only; "
+                f"query_{part} and pool_{part} may differ in their rows only; "
                 f"their shapes were {of_queries} and {of_pool}"
             )
     candidates = as_mask(candidates, len(pool.features), "pool_features")
     rows = len(pool.features) * jax.lax.axis_size(axis)
-    check_ks("k", (k,), rows + 1, f"the {rows} rows of pool_features and the query itself")
-    return smooth_rows(queries, pool, candidates, (k,), axis=axis)[0]
+    check_ks(name, ks, rows + 1, f"the {rows} rows of pool_features and the query itself")
+    return smooth_rows(queries, pool, candidates, ks, axis=axis)

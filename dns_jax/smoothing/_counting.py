@@ -47,7 +47,8 @@ def sum_by_count(pool, usable, ks, within, axis):
             nearness = nearness.at[row, jnp.arange(len(row))].set(-jnp.inf, mode="drop")
             found = usable.sum() - usable[row]
         else:
-            found = jnp.broadcast_to(usable.sum(), row.shape)
+            # Adds 0, by numbers that differ between devices where the queries do.
+            found = usable.sum() + (nearness[0] > jnp.inf)
         found = across(axis, jax.lax.psum, found)
 
         def sum_columns(nearness, found):
