@@ -47,11 +47,14 @@ from dns_jax.data.batches import count_steps, draw_rows
 from dns_jax.data.refusals import DataError, printable
 from dns_jax.evaluation.metrics import section_hmean
 from dns_jax.evaluation.selection import select
+from dns_jax.hosts import Preemption
 from dns_jax.inlier import fit_inlier, score_features
 from dns_jax.models.autoencoder import reconstruction_loss
 from dns_jax.models.batch_norm import BatchNorm
 from dns_jax.models.serial_oe import draw_mixture, mix_up, serial_oe_loss
-from dns_jax.training import Schedule, Task, TrainingError, fit, one_cycle_adamw
+from dns_jax.one_cycle import one_cycle_adamw
+from dns_jax.parallel import make_mesh
+from dns_jax.training import Schedule, Task, TrainingError, fit
 
 SNRS = {"snr6": "6 dB", "snr0": "0 dB", "snr_6": "-6 dB"}
 IDS = ("00", "02", "04", "06")
@@ -178,7 +181,7 @@ def train_network(
     seed: int,
 ) -> nnx.Module:
     """Train by `dns_jax.training.fit` with nothing to validate on."""
-    task = Task(loss, lambda model, batch: None, draw_batch, lambda: iter(()))
+    task = Task(loss, lambda model, batch: None, BATCH, draw_batch, lambda part: iter(()))
     with tempfile.TemporaryDirectory() as directory:
         return fit(
             model,
@@ -189,6 +192,9 @@ def train_network(
             directory=Path(directory),
             name=type(model).__name__,
             progress=False,
+            mesh=make_mesh(1),
+            parallel="mesh",
+            preemption=Preemption(),
         )
 
 
@@ -196,7 +202,7 @@ def train_autoencoder(cell: Cell, seed: int) -> Perceptron:
     """Train f_G on the normal clips of all ids (eq. 1)."""
     rows = np.arange(len(cell.train))
 
-    def draw_batch(step):
+    def draw_batch(step, part):
         return cell.train[draw_rows(rows, BATCH, seed, 0, step)]
 
     def loss(model, psi, key, progress):
@@ -214,7 +220,7 @@ def train_discriminator(cell: Cell, seed: int) -> Discriminator:
     positive, negative = np.split(np.arange(len(psi)), [len(cell.train)])
     half = BATCH // 2
 
-    def draw_batch(step):
+    def draw_batch(step, part):
         rows = np.concatenate(
             [draw_rows(positive, half, seed, 1, step), draw_rows(negative, half, seed, 2, step)]
         )

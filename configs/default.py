@@ -17,6 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.seeds = (0,)
     config.progress = True  # bars on the terminal; no part of a run's identity
     config.checkpoint_seconds = 60.0  # likewise
+    config.devices = 0  # how many share the work, of all hosts together; 0: all; likewise
+    config.parallel = "mesh"  # how they share the training: "mesh" (jit) or "pmap"; likewise
 
     config.data = data = ml_collections.ConfigDict()
     data.rate = 16000  # Hz [P]

@@ -12,9 +12,13 @@ import ml_collections
 from dns_jax import __version__
 from dns_jax.features import make_front_end
 from dns_jax.files import write_text
+from dns_jax.hosts import is_first, wait_for_all
 
-# Where the recordings lie and how a run is watched change nothing in its results.
-_NOT_IDENTITY = ("data_dir", "progress", "checkpoint_seconds", "data.cache_dir", "data.labels")
+# Where the recordings lie, what computes and how it is watched change nothing in the results.
+_NOT_IDENTITY = (
+    *("data_dir", "data.cache_dir", "data.labels"),
+    *("progress", "checkpoint_seconds", "devices", "parallel"),
+)
 
 
 class ConfigError(ValueError):
@@ -93,6 +97,7 @@ _LIMITS = (
     ),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, "serial_oe.dropout"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.train_share"),
+    ("0 (all there are) or their number", lambda v: v == 0 or _is_count(v), "devices"),
     ("from 0 to 100", lambda v: 0 <= v <= 100, "threshold_percentile"),
     (
         "-1 (as any other recording) or a whole number from 0",
@@ -103,6 +108,7 @@ _LIMITS = (
     *(
         (" or ".join(choices), choices.__contains__, name)
         for name, choices in {
+            "parallel": ("mesh", "pmap"),
             "serial_oe.machine_head": ("linear", "squared_norm"),
             "serial_oe.mixup_schedule": ("always", "ramp_up", "ramp_down"),
             "inlier.fit_split": ("all", "train", "validation"),
@@ -252,8 +258,8 @@ def check_recordings(workdir: Path, digests: dict[str, str]) -> None:
     run = _read(file)
     if not run["recordings"]:
         _write(file, run | {"recordings": digests})
-        return
-    before = run["recordings"]
+    wait_for_all("recordings")
+    before = _read(file)["recordings"]
     differ = sorted(m for m in {*before, *digests} if before.get(m) != digests.get(m))
     if differ:
         raise ConfigError(
@@ -271,7 +277,8 @@ def _read(file):
 
 
 def _write(file, run):
-    write_text(file, json.dumps(run, indent=1) + "\n")
+    if is_first():
+        write_text(file, json.dumps(run, indent=1) + "\n")
 
 
 def _flatten(tree, prefix=""):

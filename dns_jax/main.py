@@ -1,9 +1,11 @@
 """`python -m dns_jax.main --config=configs/fan.py --workdir=runs/fan --config.data_dir=DIR`.
 
 Any field of the configuration is overridden by `--config.a.b=value`. Started again with the same
-workdir, a run goes on where it stopped. Exit status 2 for a mistake in the call, 1 for bad input.
+workdir, a run goes on where it stopped. Exit status 2 for a mistake in the call, 1 for bad input, 0
+also after SIGTERM. `--distributed` joins the processes that a cluster has started on several hosts.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Be one of several hosts; see launch/.")
+_GO_ON = "the same command goes on from the last checkpoint"
 
 
 def _parse_flags(argv):
@@ -45,7 +49,9 @@ def _describe(error):
 
 
 def _stop(message, status):
-    print(f"dns_jax: {message}", file=sys.stderr)
+    print(f"dns_jax: {message}", file=sys.stderr, flush=True)
+    if status and flags.FLAGS.is_parsed() and _DISTRIBUTED.value:
+        os._exit(status)  # JAX's own way out would wait for the other hosts, for minutes
     sys.exit(status)
 
 
@@ -54,7 +60,7 @@ def main(argv: list[str]) -> None:
     del argv
     from jax.errors import JaxRuntimeError
 
-    from dns_jax import experiment
+    from dns_jax import experiment, hosts
     from dns_jax.config import ConfigError
     from dns_jax.data.refusals import DataError
     from dns_jax.training import TrainingError
@@ -63,8 +69,10 @@ def main(argv: list[str]) -> None:
     if "progress" in config and not sys.stderr.isatty():
         config.progress = False  # a bar in a log would be a line for each of its steps
     try:
+        if _DISTRIBUTED.value:
+            hosts.join_hosts()
         experiment.run(config, Path(_WORKDIR.value))
-    except ConfigError as error:
+    except (ConfigError, hosts.HostsError) as error:
         _stop(error, 2)
     except (DataError, TrainingError, OSError) as error:
         _stop(error, 1)
@@ -73,8 +81,12 @@ def main(argv: list[str]) -> None:
             raise
         said = str(error).partition("\n")[0]
         _stop(f"not enough memory ({said}); try smaller batches", 1)
+    except hosts.HostLost as error:
+        _stop(f"{error}; on all hosts {_GO_ON}", 1)
+    except hosts.Preempted:
+        _stop(f"stopped by SIGTERM; {_GO_ON}", 0)
     except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from the last checkpoint", 130)
+        _stop(f"stopped; {_GO_ON}", 130)
 
 
 if __name__ == "__main__":

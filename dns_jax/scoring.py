@@ -6,18 +6,20 @@ A recording is divided into segments that start 0, 1, 2, ... s as long as 4 s fi
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pandas as pd
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dns_jax.data.refusals import reading
 from dns_jax.data.waveforms import Waveforms
 from dns_jax.files import write_file
+from dns_jax.hosts import Preempted, Preemption, is_first
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
 from dns_jax.models.serial_oe import SerialOE
+from dns_jax.parallel import map_rows, own_rows, replicate
 
 
 class Segments(NamedTuple):
@@ -58,6 +60,8 @@ def score_segments(
     waveforms: Waveforms,
     config,
     *,
+    mesh: Mesh,
+    preemption: Preemption,
     name: str,
 ) -> Segments:
     """Compute a_G and f_D of all segments of the given recordings.
@@ -68,7 +72,12 @@ def score_segments(
       clips: the recordings of the target machine; the index holds their rows in `waveforms`.
       waveforms: recordings.
       config: the whole configuration.
+      mesh: the devices, which share the segments.
+      preemption: asked after every batch whether to stop.
       name: for the progress bar.
+
+    Raises:
+      Preempted: the run was asked to stop.
     """
     samples = round(config.data.rate * config.data.segment_seconds)
     hop = round(config.data.rate * config.data.hop_seconds)
@@ -76,22 +85,28 @@ def score_segments(
     recording, start = cut_segments(waveforms.lengths[rows], samples, hop)
 
     graph, state = nnx.split((autoencoder, serial_oe))
+    state = replicate(mesh, state)
 
-    @jax.jit
     def score(state, segments):
         autoencoder, serial_oe = nnx.merge(graph, state)
         return score_by_autoencoder(autoencoder, segments), serial_oe(segments, train=False)
 
-    batch = config.scoring_batch
+    score = map_rows(score, mesh)
+    batch = -(-config.scoring_batch // mesh.size) * mesh.size
+    part = own_rows(mesh, batch)
     results = []
     for first in tqdm(
-        range(0, len(start), batch), desc=name, unit="batch", disable=not config.progress
+        range(0, len(start), batch),
+        desc=name,
+        unit="batch",
+        disable=not (config.progress and is_first()),
     ):
         piece = np.arange(first, min(first + batch, len(start)))
-        filled = np.resize(piece, batch)
-        segments = waveforms.crop(rows[recording[filled]], start[filled], samples)
-        a_g, f_d = jax.device_get(score(state, segments))
+        own = np.resize(piece, batch)[part]
+        a_g, f_d = score(state, waveforms.crop(rows[recording[own]], start[own], samples))
         results.append((a_g[: len(piece)], f_d[: len(piece)]))
+        if preemption.reached():
+            raise Preempted
     ae_score, feature = (np.concatenate(column) for column in zip(*results, strict=True))
     table = clips.iloc[recording]
     return Segments(

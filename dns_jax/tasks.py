@@ -11,7 +11,8 @@ from dns_jax.data.batches import count_steps, crop_randomly, draw_rows
 from dns_jax.data.waveforms import Waveforms
 from dns_jax.models import autoencoder as ae
 from dns_jax.models import serial_oe as oe
-from dns_jax.training import Schedule, Task, one_cycle_adamw
+from dns_jax.one_cycle import one_cycle_adamw
+from dns_jax.training import Schedule, Task
 
 # Independent chains of random numbers of one seed.
 (
@@ -39,20 +40,20 @@ def make_autoencoder_task(
     """
     settings, samples = config.autoencoder, _segment_samples(config)
 
-    def draw_batch(step):
+    def draw_batch(step, part=slice(None)):
         rows = draw_rows(train, settings.batch, seed, _AE_ROWS, step)
-        return crop_randomly(waveforms, rows, samples, seed, _AE_CROPS, step)
+        return crop_randomly(waveforms, rows, samples, seed, _AE_CROPS, step, part)
 
     def loss(model, segments, key, progress):
         del key, progress
         vectors = model.extract(segments)
         return ae.reconstruction_loss(vectors, model(vectors, train=True))
 
-    def validation_batches():
+    def validation_batches(part=slice(None)):
         for rows, count in _chunks(validation, settings.batch):
-            yield waveforms.crop(rows, np.zeros_like(rows), samples), count
+            yield waveforms.crop(rows[part], np.zeros_like(rows[part]), samples), count
 
-    task = Task(loss, ae.score_segments, draw_batch, validation_batches)
+    task = Task(loss, ae.score_segments, settings.batch, draw_batch, validation_batches)
     schedule = _schedule(config, settings, train, settings.batch)
     return task, schedule, optax.adam(settings.learning_rate)
 
@@ -96,17 +97,18 @@ def make_serial_oe_task(
         one_hot = product[:, None] == np.arange(count)
         return (product >= 0).astype(np.float32), one_hot.astype(np.float32)
 
-    def draw_batch(step):
+    def draw_batch(step, part=slice(None)):
         rows = np.concatenate(
             [draw_rows(rows, n, seed, stream, step) for rows, n, stream in chains if n]
         )
-        return crop_randomly(waveforms, rows, samples, seed, _OE_CROPS, step), *label(rows)
+        segments = crop_randomly(waveforms, rows, samples, seed, _OE_CROPS, step, part)
+        return segments, *label(rows[part])
 
     def loss(model, batch, key, progress):
         mix_key, dropout_key = jax.random.split(key)
         share = oe.mix_up_share(settings.mixup_schedule, progress)
         mixture = oe.draw_mixture(mix_key, settings.mixup_alpha, share, 2 * half)
-        segments, machine, product = oe.mix_up(*mixture, *batch)
+        segments, machine, product = oe.mix_up(*mixture, *batch, spread=model.spread)
         features = model(segments, train=True, key=dropout_key)
         return jnp.mean(
             oe.serial_oe_loss(model, features, machine, product, settings.product_weight)
@@ -117,15 +119,16 @@ def make_serial_oe_task(
         features = model(segments, train=False)
         return oe.serial_oe_loss(model, features, machine, product, settings.product_weight)
 
-    def validation_batches():
+    def validation_batches(part=slice(None)):
         positives, negatives = validation
         if not len(positives) or not len(negatives):
             return
         negatives = draw_rows(negatives, len(positives), seed, _OE_VALIDATION, 0)
         for rows, size in _chunks(np.concatenate([positives, negatives]), settings.batch):
+            rows = rows[part]
             yield (waveforms.crop(rows, np.zeros_like(rows), samples), *label(rows)), size
 
-    task = Task(loss, validation_loss, draw_batch, validation_batches)
+    task = Task(loss, validation_loss, settings.batch, draw_batch, validation_batches)
     steps = schedule.epochs * schedule.steps_per_epoch
     return task, schedule, one_cycle_adamw(settings.learning_rate, settings.weight_decay, steps)
 

@@ -1,7 +1,8 @@
 """The training loop of both networks: one jitted step, validation, the best weights, resumption.
 
 Everything that a step uses follows from (seed, step), and everything that it leaves is in
-`TrainState`, so a run that is stopped anywhere and started again ends at the same weights.
+`TrainState`, so a run that is stopped anywhere and started again ends at the same weights, on
+however many devices.
 """
 
 import json
@@ -16,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dns_jax.checkpoint import open_checkpoints, restore_latest, save
 from dns_jax.data.refusals import reading
 from dns_jax.files import write_text
+from dns_jax.hosts import Preempted, Preemption, agree, is_first
+from dns_jax.models.spread import average
+from dns_jax.parallel import AXIS, compile_step, map_rows, own_rows, replicate
 
 
 class TrainingError(ValueError):
@@ -52,41 +57,16 @@ class Task(NamedTuple):
     """What a network learns.
 
     `loss(model, batch, key, progress)` is the scalar to minimise, with progress in [0, 1);
-    `validation_loss(model, batch)` gives f32[rows], without randomness; `draw_batch(step)` a batch;
-    `validation_batches()` pairs (batch, number of its rows that count).
+    `validation_loss(model, batch)` gives f32[rows], without randomness; `draw_batch(step, part)`
+    the rows `part` (a slice) of a batch of `batch` rows; `validation_batches(part)` pairs (those
+    rows of a batch, number of the whole batch's rows that count).
     """
 
     loss: Callable[..., jax.Array]
     validation_loss: Callable[..., jax.Array]
-    draw_batch: Callable[[int], Any]
-    validation_batches: Callable[[], Iterator[tuple[Any, int]]]
-
-
-def one_cycle(low: float, peak: float, last: float, steps: int) -> optax.Schedule:
-    """Build PyTorch's OneCycleLR (cosine, two phases): low -> peak -> last over `steps` steps [19].
-
-    The peak lies at step ``0.3 * steps - 1`` and the end at ``steps - 1``; optax's own schedule
-    peaks a step later.
-    """
-    top, end = 0.3 * steps - 1, steps - 1
-
-    def value(step):
-        rising = step <= top
-        foot = jnp.where(rising, low, last)
-        climbed = jnp.where(rising, step / top, (end - step) / (end - top))
-        # Not (1 - cos) / 2, which float32 rounds to nothing near the foot.
-        return foot + (peak - foot) * jnp.square(jnp.sin(jnp.pi / 2 * climbed))
-
-    return value
-
-
-def one_cycle_adamw(peak: float, weight_decay: float, steps: int) -> optax.GradientTransformation:
-    """Build AdamW under OneCycleLR with PyTorch's defaults: beta1 cycles against the rate."""
-    return optax.inject_hyperparams(optax.adamw)(
-        learning_rate=one_cycle(peak / 25, peak, peak / 25 / 1e4, steps),
-        b1=one_cycle(0.95, 0.85, 0.95, steps),
-        weight_decay=weight_decay,
-    )
+    batch: int
+    draw_batch: Callable[[int, slice], Any]
+    validation_batches: Callable[[slice], Iterator[tuple[Any, int]]]
 
 
 def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
@@ -113,8 +93,20 @@ def make_train_step(
     loss: Callable[..., jax.Array],
     seed: int,
     steps: int,
+    spread: Mesh | str | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], TrainState]:
-    """Compile one step of `loss`: ``(state, batch, step) -> state``; the old state is given up."""
+    """Return one step of `loss`: ``(state, batch, step) -> state``, to be compiled.
+
+    Args:
+      model: the network.
+      optimizer: an optax transformation.
+      loss: of a `Task`.
+      seed: of dropout and augmentation.
+      steps: of the whole training.
+      spread: how the rows of the batch lie on devices, as in `dns_jax.models.spread`.
+    """
+    model = nnx.merge(*nnx.split(model))
+    model.set_attributes(spread=spread, raise_if_not_found=False)
     graph = nnx.graphdef(model)
 
     def train_step(state: TrainState, batch: Any, step: jax.Array) -> TrainState:
@@ -127,6 +119,7 @@ def make_train_step(
             return value, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
         (value, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        value, gradients = jax.tree.map(lambda x: average(x, spread), (value, gradients))
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
         return state._replace(
             params=optax.apply_updates(state.params, updates),
@@ -135,7 +128,7 @@ def make_train_step(
             loss_sum=state.loss_sum + value,
         )
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
 
 
 def fit(
@@ -144,6 +137,9 @@ def fit(
     task: Task,
     schedule: Schedule,
     *,
+    mesh: Mesh,
+    parallel: str,
+    preemption: Preemption,
     seed: int,
     directory: Path,
     name: str,
@@ -156,6 +152,9 @@ def fit(
       optimizer: an optax transformation.
       task: losses and batches.
       schedule: how long.
+      mesh: the devices.
+      parallel: how they share the work, "mesh" or "pmap".
+      preemption: asked after every step whether to stop.
       seed: of dropout and augmentation.
       directory: takes the checkpoints and `metrics.jsonl` (one line an epoch).
       name: for the progress bar and errors.
@@ -168,14 +167,21 @@ def fit(
     Raises:
       TrainingError: the loss is not finite any more.
       DataError: a checkpoint or `metrics.jsonl` is damaged.
+      Preempted: the run was asked to stop; the last step is saved.
     """
     per_epoch, steps = schedule.steps_per_epoch, schedule.epochs * schedule.steps_per_epoch
-    train_step = make_train_step(model, optimizer, task.loss, seed, steps)
+    spread = AXIS if parallel == "pmap" else mesh
+    train_step = make_train_step(model, optimizer, task.loss, seed, steps, spread)
+    train_step = compile_step(train_step, mesh, parallel)
     graph = nnx.graphdef(model)
-    validate = jax.jit(lambda p, s, batch: task.validation_loss(nnx.merge(graph, p, s), batch))
+    validate = map_rows(
+        lambda p, s, batch: task.validation_loss(nnx.merge(graph, p, s), batch), mesh
+    )
+    part = own_rows(mesh, task.batch)
     metrics_file = directory / "metrics.jsonl"
-    with open_checkpoints(directory / "checkpoints") as checkpoints:
-        start, state = restore_latest(checkpoints, init_state(model, optimizer))
+    with preemption.deferred(), open_checkpoints(directory / "checkpoints") as checkpoints:
+        initial = replicate(mesh, init_state(model, optimizer))
+        start, state = restore_latest(checkpoints, initial)
         rows = [row for row in _read_metrics(metrics_file) if row["step"] <= start]
         saved = time.monotonic()
         bar = tqdm(
@@ -186,7 +192,9 @@ def fit(
             disable=not progress,
         )
         for step in range(start, steps):
-            state = train_step(state, task.draw_batch(step), step)
+            batch = task.draw_batch(step, part)
+            jax.block_until_ready(state.loss_sum)  # one step ahead, or a stop would come late
+            state = train_step(state, batch, step)
             if (step + 1) % per_epoch == 0:
                 epoch = (step + 1) // per_epoch
                 row = {"epoch": epoch, "step": step + 1, "loss": float(state.loss_sum) / per_epoch}
@@ -194,25 +202,32 @@ def fit(
                 # Placed as it was, or a restored state would have the step compiled twice.
                 state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
                 if epoch % schedule.validate_every == 0 or epoch == schedule.epochs:
-                    row["validation_loss"] = _mean_loss(validate, state, task)
+                    row["validation_loss"] = _mean_loss(validate, state, task, part)
                     _check_finite(row["validation_loss"], name, epoch)
                     state = _keep_best(state, row["validation_loss"])
                 rows.append(row)
                 bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                 bar.update()
-            if step + 1 == steps or time.monotonic() - saved > schedule.checkpoint_seconds:
-                write_text(metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+            stops = preemption.reached()
+            due = time.monotonic() - saved > schedule.checkpoint_seconds
+            if jax.process_count() > 1:  # clocks differ, and to agree takes as long as a step
+                due = (step + 1) % per_epoch == 0 and agree(due)
+            if step + 1 == steps or stops or due:
+                if is_first():
+                    write_text(metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
                 save(checkpoints, step + 1, state)
                 saved = time.monotonic()
+            if stops:
+                raise Preempted
         bar.close()
     return nnx.merge(graph, state.best_params, state.best_statistics)
 
 
-def _mean_loss(validate, state, task):
+def _mean_loss(validate, state, task, part):
     """Mean over the validation rows, or None where there are none."""
     losses = [
-        np.asarray(validate(state.params, state.statistics, batch), np.float64)[:count]
-        for batch, count in task.validation_batches()
+        np.float64(validate(state.params, state.statistics, batch))[:count]
+        for batch, count in task.validation_batches(part)
     ]
     return float(np.mean(np.concatenate(losses))) if losses else None
 

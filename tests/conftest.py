@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 from pathlib import Path
 
 import pytest
+from processes import Processes, write_small_run
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,17 @@ def realdata() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the real recordings at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_call(tmp_path_factory):
+    """The flags of a run on two devices whose autoencoder trains for some seconds."""
+    return write_small_run(tmp_path_factory.mktemp("small_call"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_call, tmp_path_factory):
+    """The workdir of that run, which nothing has stopped."""
+    folder = tmp_path_factory.mktemp("finished_run")
+    Processes(*small_call, f"--workdir={folder}/run", devices=2, folder=folder).finish()
+    return folder / "run"

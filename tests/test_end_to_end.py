@@ -29,6 +29,7 @@ from dns_jax.evaluation import results, tables
 from dns_jax.evaluation.protocol import score_systems
 from dns_jax.models.efficientnet import EfficientNet
 from dns_jax.models.weights import to_timm
+from dns_jax.parallel import make_mesh
 
 RATE = 4000
 BROKEN = "section_01_source_test_normal_0002"
@@ -509,7 +510,9 @@ def describe_tasks(monkeypatch, directory, clips):
     monkeypatch.setattr(experiment, "fit", lambda *_, **__: None)
     monkeypatch.setattr(experiment, "score_segments", stop_after(0, None))
     with pytest.raises(Stop):
-        experiment.make_segments(make_config(""), clips, None, "fan", 0, directory)
+        experiment.make_segments(
+            make_config(""), clips, None, "fan", 0, directory=directory, mesh=None, preemption=None
+        )
     return seen
 
 
@@ -592,7 +595,9 @@ def test_the_waveforms_are_standardised_and_split_as_configured(monkeypatch, tmp
     monkeypatch.setattr(experiment, "standardise", standardise)
     monkeypatch.setattr(experiment, "score_segments", lambda *given, **_: seen.append(given[3:]))
     config = make_config("", **{"data.standardise": "machine", "data.train_share": 0.5})
-    experiment.make_segments(config, clips, "as opened", "fan", 0, tmp_path)
+    experiment.make_segments(
+        config, clips, "as opened", "fan", 0, directory=tmp_path, mesh=None, preemption=None
+    )
     assert [given[0] for given in seen] == ["standardised"] * 3
     train = clips.iloc[seen[0][1]].groupby(["section", "domain"]).size().to_dict()
     assert train == {(2, "source"): 10, (2, "target"): 2, (5, "source"): 3}
@@ -620,7 +625,9 @@ def test_serial_oe_starts_from_the_weights_of_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(experiment, "score_segments", stop_after(0, None))
     config = make_config("", **{"serial_oe.init_from": str(tmp_path / "weights.safetensors")})
     with pytest.raises(Stop):
-        experiment.make_segments(config, make_clips(COUNTS), None, "fan", 0, tmp_path)
+        experiment.make_segments(
+            config, make_clips(COUNTS), None, "fan", 0, directory=tmp_path, **tiny.on_one_device()
+        )
     model = started["serial_oe"]
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -731,7 +738,15 @@ def tabulate(workdir, clips, segments, machine="fan"):
     config = check_config(make_config("", machines=(machine,), **{"inlier.clusters": (1,)}))
     clips = clips.assign(machine=machine)
     directory = workdir / machine / "seed_0"
-    score_systems(config, clips, segments, seed=0, directory=directory, say=lambda line: None)
+    score_systems(
+        config,
+        clips,
+        segments,
+        seed=0,
+        directory=directory,
+        mesh=make_mesh(1),
+        say=lambda line: None,
+    )
     results.tabulate(config, clips, [machine], workdir)
     results.print_tables(workdir)
 

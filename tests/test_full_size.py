@@ -38,10 +38,13 @@ def test_b0_learns_a_repeated_batch_and_scores_a_recording():
     config = check_config(config)
     recordings, products = Recordings(), np.array([0, 1, 2, 3, -1, -1, -1, -1])
     rows = np.arange(4), np.arange(4, 8)
-    task, _, optimizer = make_serial_oe_task(config, recordings, products, rows, rows, 0)
+    task, _, optimizer = make_serial_oe_task(
+        config, recordings, products, np.zeros(8, bool), rows, rows, 0
+    )
     model = SerialOE(config.serial_oe, 4, rngs=nnx.Rngs(0))
-    step = make_train_step(model, optimizer, task.loss, 0, STEPS)
-    state, batch, losses = init_state(model, optimizer), task.draw_batch(0), []
+    step = jax.jit(make_train_step(model, optimizer, task.loss, 0, STEPS), donate_argnums=0)
+    state = init_state(model, optimizer)
+    batch, losses = task.draw_batch(0), []
     assert batch[0].shape == (8, 64_000)
     for number in range(STEPS):
         before = float(state.loss_sum)

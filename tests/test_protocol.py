@@ -17,6 +17,7 @@ from dns_jax.evaluation.protocol import score_systems
 from dns_jax.evaluation.score_files import fit_threshold
 from dns_jax.evaluation.systems import average_segments, smooth_candidates, smooth_training
 from dns_jax.inlier import load_inliers, score_features
+from dns_jax.parallel import make_mesh
 
 SECTIONS = (0, 1, 2, 3)
 TRAIN = {("train", s, d): (n, 0) for s in SECTIONS for d, n in (("source", 8), ("target", 3))}
@@ -44,7 +45,13 @@ class Scored:
         self.clips, self.segments, self.directory, self.said = clips, segments, directory, []
         self.config = config or make_config()
         score_systems(
-            self.config, clips, segments, seed=seed, directory=directory, say=self.said.append
+            self.config,
+            clips,
+            segments,
+            seed=seed,
+            directory=directory,
+            mesh=make_mesh(1),
+            say=self.said.append,
         )
         self.selection = json.loads((directory / "selection.json").read_text())
         self.trained, self.tested = (
@@ -95,7 +102,9 @@ def select_tests(clips):
 )
 def test_k_and_data_are_the_best_on_their_sections(scored, system, sections, how):
     test = select_tests(scored.clips)
-    candidates = smooth_candidates(scored.tested, scored.config.smoothing, test["clip"])
+    candidates = smooth_candidates(
+        scored.tested, scored.config.smoothing, test["clip"], make_mesh(1)
+    )
     values = {choice: measure(test, scores, sections) for choice, scores in candidates.items()}
     chosen = scored.selection[system]
     assert values[chosen["size"], chosen["data"]] == pytest.approx(max(values.values()))
@@ -127,7 +136,9 @@ def test_clusters_and_data_are_the_best_on_the_validation_sections(scored):
 
 def test_the_oracle_of_a_single_section_chooses_by_its_auc(scored):
     test = select_tests(scored.clips)
-    candidates = smooth_candidates(scored.tested, scored.config.smoothing, test["clip"])
+    candidates = smooth_candidates(
+        scored.tested, scored.config.smoothing, test["clip"], make_mesh(1)
+    )
     assert {*scored.selection["section_oracle"]} == {"2", "3"}
     for section, best in scored.selection["section_oracle"].items():
         rows = (test["section"] == int(section)).to_numpy()
@@ -283,8 +294,10 @@ def expected_scores(scored, system):
     choice = scored.selection[system]["size"], scored.selection[system]["data"]
     smoothing = scored.config.smoothing
     return (
-        smooth_candidates(scored.tested, smoothing, test["clip"])[choice],
-        smooth_training(scored.trained, scored.tested, choice, smoothing, train["clip"]),
+        smooth_candidates(scored.tested, smoothing, test["clip"], make_mesh(1))[choice],
+        smooth_training(
+            scored.trained, scored.tested, choice, smoothing, train["clip"], make_mesh(1)
+        ),
     )
 
 

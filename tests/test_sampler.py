@@ -68,7 +68,16 @@ class Drawn:
             for name in ("Autoencoder", "SerialOE", "score_segments", "save_segments"):
                 patched.setattr(experiment, name, lambda *args, **options: None)
             recordings = Rows(len(self.clips))
-            experiment.make_segments(config, self.clips, recordings, "pump", 0, directory)
+            experiment.make_segments(
+                config,
+                self.clips,
+                recordings,
+                "pump",
+                0,
+                directory=directory,
+                mesh=None,
+                preemption=None,
+            )
         task, self.schedule, self.optimizer = found["serial_oe"]
         batches = [task.draw_batch(step) for step in range(STEPS)]
         self.rows, self.machine, self.product = (

@@ -77,7 +77,7 @@ def clips():
 def score(networks, clips, recordings, batch):
     config = tiny.make_config()
     config.scoring_batch = batch
-    return score_segments(*networks, clips, recordings, config, name="fan")
+    return score_segments(*networks, clips, recordings, config, name="fan", **tiny.on_one_device())
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from dns_jax.evaluation.systems import (
     smooth_candidates,
     smooth_training,
 )
+from dns_jax.parallel import make_mesh
 
+MESH = make_mesh(8)
 COUNTS = {
     ("train", 0, "source"): (8, 0),
     ("train", 0, "target"): (2, 0),
@@ -166,7 +168,7 @@ def test_every_candidate_is_equation_7_over_the_pool_of_its_unit_scope_and_data(
 ):
     clips, _, _, tested = machine
     asked = names(clips, "test")
-    smoothed = smooth_candidates(tested, take(unit, scope), asked)
+    smoothed = smooth_candidates(tested, take(unit, scope), asked, MESH)
     score, feature, section, domain = pool_by_hand(tested, unit)
     for (k, data), ours in smoothed.items():
         expected = np.empty(len(score))
@@ -183,7 +185,7 @@ def test_every_candidate_is_equation_7_over_the_pool_of_its_unit_scope_and_data(
 @pytest.mark.parametrize("unit", ["segment", "clip"])
 def test_k_goes_in_powers_of_two_up_to_the_smallest_pool_of_each_data(machine, unit, scope):
     clips, _, _, tested = machine
-    smoothed = smooth_candidates(tested, take(unit, scope), names(clips, "test"))
+    smoothed = smooth_candidates(tested, take(unit, scope), names(clips, "test"), MESH)
     _, _, section, domain = pool_by_hand(tested, unit)
     expected = set()
     for data in ("source", "all"):
@@ -200,7 +202,7 @@ def test_k_goes_in_powers_of_two_up_to_the_smallest_pool_of_each_data(machine, u
 def test_k_1_leaves_the_scores_as_they_are(machine):
     clips, _, _, tested = machine
     asked = names(clips, "test")
-    smoothed = smooth_candidates(tested, take("segment", "section"), asked)
+    smoothed = smooth_candidates(tested, take("segment", "section"), asked, MESH)
     expected = average_segments(tested.ae_score, tested.clip, asked)
     np.testing.assert_allclose(smoothed[1, "all"], expected, rtol=1e-6)
 
@@ -213,9 +215,9 @@ def test_a_section_without_source_recordings_leaves_only_all_data():
             ("test", 1, "target"): (4, 4),
         }
     )
-    smoothed = smooth_candidates(segments, take("clip", "section"), clips["clip"].tolist())
+    smoothed = smooth_candidates(segments, take("clip", "section"), clips["clip"].tolist(), MESH)
     assert {*smoothed} == {(k, "all") for k in (1, 2, 4, 8)}
-    across = smooth_candidates(segments, take("clip", "machine"), clips["clip"].tolist())
+    across = smooth_candidates(segments, take("clip", "machine"), clips["clip"].tolist(), MESH)
     assert {data for _, data in across} == {"source", "all"}
 
 
@@ -224,7 +226,7 @@ def test_a_target_recording_is_smoothed_by_source_recordings_alone_on_source_dat
     moved = segments._replace(
         ae_score=np.where(segments.domain == "source", 1.0, 5.0).astype(np.float32)
     )
-    smoothed = smooth_candidates(moved, take("segment", "section"), clips["clip"].tolist())
+    smoothed = smooth_candidates(moved, take("segment", "section"), clips["clip"].tolist(), MESH)
     target = (clips["domain"] == "target").to_numpy()
     np.testing.assert_allclose(smoothed[4, "source"][target], (5 + 3 * 1) / 4)
     np.testing.assert_allclose(smoothed[4, "source"][~target], 1)
@@ -232,7 +234,9 @@ def test_a_target_recording_is_smoothed_by_source_recordings_alone_on_source_dat
 
 def test_a_recording_without_segments_stays_unscored(machine):
     _, _, _, tested = machine
-    smoothed = smooth_candidates(tested, take("clip", "section"), ["gone.wav", tested.clip[0]])
+    smoothed = smooth_candidates(
+        tested, take("clip", "section"), ["gone.wav", tested.clip[0]], MESH
+    )
     for scores in smoothed.values():
         np.testing.assert_array_equal(np.isnan(scores), [True, False])
 
@@ -245,7 +249,7 @@ def test_training_recordings_are_queries_against_the_test_pool(machine, unit, sc
     k, data = choice
     k = min(k, 4) if unit == "clip" else k
     asked = names(clips, "train")
-    ours = smooth_training(trained, tested, (k, data), take(unit, scope), asked)
+    ours = smooth_training(trained, tested, (k, data), take(unit, scope), asked, MESH)
     score, feature, section, _ = pool_by_hand(trained, unit)
     pool_score, pool_feature, pool_section, pool_domain = pool_by_hand(tested, unit)
     expected = np.empty(len(score))
@@ -265,6 +269,6 @@ def test_training_recordings_of_a_section_without_test_recordings_are_not_smooth
     clips, segments = make_machine(counts)
     trained, tested = (segments.select(segments.split == split) for split in ("train", "test"))
     asked = names(clips, "train")
-    scores = smooth_training(trained, tested, (8, "all"), take("segment", scope), asked)
+    scores = smooth_training(trained, tested, (8, "all"), take("segment", scope), asked, MESH)
     untested = (clips["section"][clips["split"] == "train"] == 3).to_numpy()
     np.testing.assert_array_equal(np.isnan(scores), untested)

@@ -187,6 +187,8 @@ def test_the_autoencoder_learns_equation_1_and_is_validated_by_equation_2(record
 class LinearSerialOE:
     """f_D is the first eight samples; g_mac the first of them, g_id the next three."""
 
+    spread = None
+
     def __init__(self):
         self.calls = []
 
@@ -365,7 +367,14 @@ def drawn(clips, tmp_path_factory):
         for name in ("score_segments", "save_segments"):
             patched.setattr(experiment, name, lambda *args, **options: None)
         experiment.make_segments(
-            tiny.make_config(), clips, recordings, "pump", 0, tmp_path_factory.mktemp("run")
+            tiny.make_config(),
+            clips,
+            recordings,
+            "pump",
+            0,
+            directory=tmp_path_factory.mktemp("run"),
+            mesh=None,
+            preemption=None,
         )
     return uses
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from typing import NamedTuple
 
 import jax
@@ -9,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import nnx
 
 import dns_jax.training
+from dns_jax import hosts
 from dns_jax.models.batch_norm import BatchNorm
+from dns_jax.one_cycle import one_cycle, one_cycle_adamw
+from dns_jax.parallel import compile_step, make_mesh
 from dns_jax.training import (
     Schedule,
     Task,
@@ -20,8 +25,6 @@ from dns_jax.training import (
     fit,
     init_state,
     make_train_step,
-    one_cycle,
-    one_cycle_adamw,
 )
 
 # OneCycle and AdamW
@@ -139,16 +142,16 @@ def walk(
     drawn = []
 
     def step_loss(model, batch, key, progress):
-        return model.take_step() + batch
+        return model.take_step() + batch[0]
 
     def validation_loss(model, rows):
         return (model.position[...] - goal) ** 2 + rows
 
-    def draw_batch(step):
+    def draw_batch(step, part):
         drawn.append(step)
-        return jnp.float32(batches[step] if batches is not None else 0)
+        return np.float32([batches[step] if batches is not None else 0])
 
-    def validation_batches():
+    def validation_batches(part):
         if goal is not None:  # the third row of the second batch does not count
             yield np.zeros(3, np.float32), 3
             yield np.array([0.5, 1.5, 1e6], np.float32), 2
@@ -156,12 +159,13 @@ def walk(
     model = fit(
         model or Walker(),
         optax.sgd(1.0),
-        Task(loss or step_loss, validation_loss, draw_batch, validation_batches),
+        Task(loss or step_loss, validation_loss, 1, draw_batch, validation_batches),
         Schedule(epochs, steps_per_epoch, validate_every, checkpoint_seconds=1e9),
         seed=0,
         directory=directory,
         name="fan seed 0 walker",
         progress=False,
+        **tiny.on_one_device(parallel="mesh"),
     )
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     return Run(model, [json.loads(line) for line in lines], drawn)
@@ -232,7 +236,7 @@ def test_a_step_gives_up_the_state_it_gets():
     optimizer = optax.sgd(1.0)
     step = make_train_step(model, optimizer, lambda m, *_: m.take_step(), seed=0, steps=2)
     state = init_state(model, optimizer)
-    after = step(state, None, 0)
+    after = compile_step(step, make_mesh(1), "mesh")(state, None, 0)
     assert after.params["position"] == 1
     assert after.best_params["position"] == 0
     assert state.params["position"].is_deleted()
@@ -264,8 +268,11 @@ EPOCHS, STEPS_PER_EPOCH = 3, 2
 LAST = EPOCHS * STEPS_PER_EPOCH
 
 
-def train(directory, stop_at=None, seed=0):
-    """Train a `Network`, with a checkpoint after every step, until `stop_at` steps are done."""
+def train(directory, stop_at=None, seed=0, devices=1, parallel="mesh", preemption=None):
+    """Train a `Network`, with a checkpoint after every step, until `stop_at` steps are done.
+
+    With `preemption` SIGTERM comes during the fourth step, and only then there is a checkpoint.
+    """
     counts = {"loss": 0, "validation_loss": 0, "draws": 0}
 
     def loss(model, batch, key, progress):
@@ -284,25 +291,30 @@ def train(directory, stop_at=None, seed=0):
         x = np.random.default_rng(step).standard_normal((8, 2)).astype(np.float32)
         return x, 2 * x[:, 0]
 
-    def draw_batch(step):
+    def draw_batch(step, part):
         if step == stop_at:
             raise Stop
+        if preemption and step == 3:
+            signal.raise_signal(signal.SIGTERM)
         counts["draws"] += 1
         return draw(step)
 
-    def validation_batches():
+    def validation_batches(part):
         yield draw(1000), 8
         yield draw(1001), 5
 
     model = fit(
         Network(),
         one_cycle_adamw(0.1, 0.01, LAST),
-        Task(loss, validation_loss, draw_batch, validation_batches),
-        Schedule(EPOCHS, STEPS_PER_EPOCH, validate_every=1, checkpoint_seconds=0.0),
+        Task(loss, validation_loss, 8, draw_batch, validation_batches),
+        Schedule(EPOCHS, STEPS_PER_EPOCH, 1, checkpoint_seconds=1e9 if preemption else 0.0),
         seed=seed,
         directory=directory,
         name="network",
         progress=False,
+        mesh=make_mesh(devices),
+        parallel=parallel,
+        preemption=preemption or hosts.Preemption(),
     )
     return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model))), counts
 
@@ -340,6 +352,29 @@ def test_a_run_that_was_stopped_ends_at_the_same_weights(tmp_path, uninterrupted
     assert_same(tmp_path, weights, uninterrupted)
     compiled = [r for r in caplog.messages if r.startswith("Compiling jit(train_step)")]
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("way", ["mesh", "pmap"])
+@pytest.mark.parametrize(("first", "then"), [(8, 1), (1, 8)])
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, uninterrupted, first, then, way):
+    with pytest.raises(Stop):
+        train(tmp_path, 3, devices=first, parallel=way)
+    weights, counts = train(tmp_path, devices=then, parallel=way)
+    assert counts["draws"] == LAST - 3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), weights, uninterrupted[1]
+    )
+
+
+def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on(tmp_path, uninterrupted):
+    with hosts.Preemption().watch() as preemption, pytest.raises(hosts.Preempted):
+        train(tmp_path, preemption=preemption)
+    kept = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
+    assert kept == ["4"]
+    assert len(read_metrics(tmp_path).splitlines()) == 2
+    weights, counts = train(tmp_path)
+    assert counts["draws"] == LAST - 4
+    assert_same(tmp_path, weights, uninterrupted)
 
 
 def test_a_run_may_be_stopped_after_every_step(tmp_path, uninterrupted):

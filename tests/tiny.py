@@ -5,6 +5,13 @@ import numpy as np
 from flax import nnx
 
 from configs import default
+from dns_jax.hosts import Preemption
+from dns_jax.parallel import make_mesh
+
+
+def on_one_device(**more):
+    """Arguments of `fit` and `score_segments` that say where they compute."""
+    return {"mesh": make_mesh(1), "preemption": Preemption(), **more}
 
 
 def make_config():
@@ -12,6 +19,7 @@ def make_config():
     config = default.get_config()
     config.progress = False
     config.checkpoint_seconds = 1e9
+    config.devices = 1
     config.data.update({"rate": 4000, "segment_seconds": 0.5, "hop_seconds": 0.125})
     for network in (config.autoencoder, config.serial_oe):
         network.front_end.update({"mels": 16, "high_hz": 1900.0})

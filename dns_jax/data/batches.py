@@ -45,7 +45,13 @@ def _shuffle(count, seed, stream, turn):
 
 
 def crop_randomly(
-    waveforms: Waveforms, rows: np.ndarray, samples: int, seed: int, stream: int, step: int
+    waveforms: Waveforms,
+    rows: np.ndarray,
+    samples: int,
+    seed: int,
+    stream: int,
+    step: int,
+    part: slice = slice(None),
 ) -> np.ndarray:
     """Cut one random segment out of each recording.
 
@@ -56,10 +62,12 @@ def crop_randomly(
       seed: of the run.
       stream: must differ from the streams given to `draw_rows`.
       step: number of the batch.
+      part: which of the rows are cut; the starts of all are drawn.
 
     Returns:
-      f32[batch, samples], standardised; every start from 0 to length - samples is equally likely.
+      f32[rows of the part, samples], standardised; every start from 0 to length - samples is
+      equally likely.
     """
     room = waveforms.lengths[rows] - samples + 1
     starts = np.random.default_rng((seed, stream, step)).integers(0, room)
-    return waveforms.crop(rows, starts, samples)
+    return waveforms.crop(rows[part], starts[part], samples)

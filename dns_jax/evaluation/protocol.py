@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 
 from dns_jax.data.clips import split_validation
 from dns_jax.data.refusals import DataError
@@ -22,6 +23,7 @@ from dns_jax.evaluation.systems import (
     smooth_training,
 )
 from dns_jax.files import write_text
+from dns_jax.hosts import is_first
 from dns_jax.inlier import save_inliers
 from dns_jax.scoring import Segments
 
@@ -33,6 +35,7 @@ def score_systems(
     *,
     seed: int,
     directory: Path,
+    mesh: Mesh,
     say: Callable[[str], None],
 ) -> None:
     """Choose Table I for one machine; write its score and decision files and `selection.json`.
@@ -42,7 +45,8 @@ def score_systems(
       clips: the machine's rows of the table, with the column `usable`.
       segments: all segments of its usable recordings.
       seed: of the run.
-      directory: of this machine and seed.
+      directory: of this machine and seed; the first host writes there.
+      mesh: the devices.
       say: told of candidates and thresholds that could not be fitted.
 
     Raises:
@@ -85,15 +89,14 @@ def score_systems(
         {choice: average(scores, test) for choice, scores in by_inliers.items()},
         config.inlier.default_clusters,
     )
-    save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
     selection["serial_oe"] = serial_oe._asdict()
-
+    scores = {}
     if len(tested.clip):
         scores = {
             "ae": (average(segments.ae_score, test), average(segments.ae_score, train)),
             "serial_oe": tuple(average(by_inliers[serial_oe[:2]], of) for of in (test, train)),
         }
-        smoothed = smooth_candidates(tested, config.smoothing, test["clip"])
+        smoothed = smooth_candidates(tested, config.smoothing, test["clip"], mesh)
         choices = {"proposed": choose(smoothed, config.smoothing.default_k)}
         if oracle := select(smoothed, test, selection["evaluation_sections"]):
             choices["oracle"] = Choice(*oracle, "oracle")
@@ -101,24 +104,27 @@ def score_systems(
             selection[system] = choice._asdict()
             scores[system] = (
                 smoothed[choice[:2]],
-                smooth_training(trained, tested, choice[:2], config.smoothing, train["clip"]),
+                smooth_training(trained, tested, choice[:2], config.smoothing, train["clip"], mesh),
             )
         for section in selection["evaluation_sections"]:
             if best := select_by_auc(smoothed, test, section):
                 names = ("size", "data", "auc")
                 selection["section_oracle"][str(section)] = dict(zip(names, best, strict=True))
-        for system, (of_test, of_train) in scores.items():
-            folder = directory / "scores" / system
-            for section in sorted(set(test["section"])):
-                threshold, how = np.nan, "not found: no test recording can be used"
-                if section in present:
-                    threshold, how = score_files.fit_threshold(
-                        of_train[(train["section"] == section).to_numpy()],
-                        config.threshold_percentile,
-                    )
-                if how != "gamma":
-                    say(f"{machine} section {section:02d}, {system}: threshold {how}")
-                _write_section(folder, test, of_test, section, threshold)
+    if not is_first():
+        return
+    save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
+    for system, (of_test, of_train) in scores.items():
+        folder = directory / "scores" / system
+        for section in sorted(set(test["section"])):
+            threshold, how = np.nan, "not found: no test recording can be used"
+            if section in present:
+                threshold, how = score_files.fit_threshold(
+                    of_train[(train["section"] == section).to_numpy()],
+                    config.threshold_percentile,
+                )
+            if how != "gamma":
+                say(f"{machine} section {section:02d}, {system}: threshold {how}")
+            _write_section(folder, test, of_test, section, threshold)
     write_text(directory / "selection.json", json.dumps(selection, indent=1) + "\n")
 
 

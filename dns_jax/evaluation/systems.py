@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
+from jax.sharding import Mesh
 from sklearn.mixture import GaussianMixture
 
 from dns_jax.evaluation.selection import neighbour_grid
 from dns_jax.inlier import fit_inlier, score_features
+from dns_jax.parallel import smooth_spread
 from dns_jax.scoring import Segments
-from dns_jax.smoothing import smooth_queries, smooth_sweep
 
 DATA = ("source", "all")
 
@@ -80,7 +81,7 @@ def score_by_inliers(segments: Segments, inliers: dict[int, GaussianMixture]) ->
 
 
 def smooth_candidates(
-    segments: Segments, config, clips: Sequence[str]
+    segments: Segments, config, clips: Sequence[str], mesh: Mesh
 ) -> dict[Candidate, np.ndarray]:
     """Compute a_prop (eq. 7) of every test recording for each K and Data.
 
@@ -88,6 +89,7 @@ def smooth_candidates(
       segments: the test segments of one machine, the set Y.
       config: `config.smoothing`: unit and scope of the pool.
       clips: the recordings that are asked for.
+      mesh: the devices, which share the rows to be smoothed.
 
     Returns:
       {(K, Data): f64[clips]} with K in powers of two up to the smallest pool of that Data.
@@ -103,16 +105,20 @@ def smooth_candidates(
             continue
         scores = np.empty((len(ks), len(pool.clip)))
         for scope in scopes:
-            scores[:, scope] = smooth_sweep(
-                pool.ae_score[scope], pool.feature[scope], ks, candidates=allowed[scope]
-            )
+            rows = pool.ae_score[scope], pool.feature[scope], np.arange(np.sum(scope))
+            scores[:, scope] = smooth_spread(mesh, rows, rows, allowed[scope], ks)
         for k, row in zip(ks, scores, strict=True):
             smoothed[k, data] = average_segments(row, pool.clip, clips)
     return smoothed
 
 
 def smooth_training(
-    training: Segments, test: Segments, choice: Candidate, config, clips: Sequence[str]
+    training: Segments,
+    test: Segments,
+    choice: Candidate,
+    config,
+    clips: Sequence[str],
+    mesh: Mesh,
 ) -> np.ndarray:
     """Smooth training recordings as queries against the test pool, for the decision threshold.
 
@@ -122,6 +128,7 @@ def smooth_training(
       choice: (K, Data).
       config: `config.smoothing`.
       clips: the recordings that are asked for.
+      mesh: the devices, which share the rows to be smoothed.
 
     Returns:
       f64[clips]; NaN in a section without test recordings.
@@ -132,14 +139,13 @@ def smooth_training(
     for section in np.unique(pool.section):
         asked = queries.section == section
         scope = (pool.section == section) | (config.scope == "machine")
-        scores[asked] = smooth_queries(
-            queries.ae_score[asked],
-            queries.feature[asked],
-            pool.ae_score[scope],
-            pool.feature[scope],
-            k,
-            candidates=_in_domain(pool.domain[scope], data),
-        )
+        scores[asked] = smooth_spread(
+            mesh,
+            (queries.ae_score[asked], queries.feature[asked], None),
+            (pool.ae_score[scope], pool.feature[scope], None),
+            _in_domain(pool.domain[scope], data),
+            (k,),
+        )[0]
     return average_segments(scores, queries.clip, clips)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from dns_jax.features import log_mel, make_front_end, stack_frames
 from dns_jax.models.batch_norm import BatchNorm
+from dns_jax.models.spread import row_by_row
 
 
 class Autoencoder(nnx.Module):
@@ -22,6 +23,7 @@ class Autoencoder(nnx.Module):
           rngs: source of the initial weights (Glorot, as in the official baseline).
         """
         self.front_end = make_front_end(config.front_end)
+        self.spread = None
         self.adjacent = config.adjacent_frames
         vector = self.adjacent * self.front_end.mels
         half = (config.hidden,) * config.depth
@@ -35,7 +37,11 @@ class Autoencoder(nnx.Module):
 
     def extract(self, segments: jax.Array) -> jax.Array:
         """Compute psi: ``f32[batch, samples] -> f32[batch, vectors, D]`` in dB, D = 640."""
-        return stack_frames(log_mel(segments, self.front_end), self.adjacent)
+
+        def extract(segments):
+            return stack_frames(log_mel(segments, self.front_end), self.adjacent)
+
+        return row_by_row(extract, self.spread)(segments)
 
     def __call__(self, vectors: jax.Array, *, train: bool) -> jax.Array:
         """Reconstruct ``vectors: f32[..., D]``."""

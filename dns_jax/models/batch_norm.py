@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dns_jax.models.spread import average, count_shares
+
 
 class BatchNorm(nnx.Module):
     """y = (x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last."""
@@ -22,6 +24,7 @@ class BatchNorm(nnx.Module):
         """
         self.momentum = momentum
         self.epsilon = epsilon
+        self.spread = None
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -32,9 +35,9 @@ class BatchNorm(nnx.Module):
         mean, var = self.mean[...], self.var[...]
         if train:
             axes = tuple(range(x.ndim - 1))
-            rows = x.size // x.shape[-1]
-            mean = jnp.mean(x, axes)
-            var = jnp.mean(jnp.square(x - mean), axes)
+            rows = x.size // x.shape[-1] * count_shares(self.spread)
+            mean = average(jnp.mean(x, axes), self.spread)
+            var = average(jnp.mean(jnp.square(x - mean), axes), self.spread)
             self.mean[...] += self.momentum * (mean - self.mean[...])
             self.var[...] += self.momentum * (var * rows / (rows - 1) - self.var[...])
         return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]

@@ -4,16 +4,19 @@ The layout of the head is that of SerialOE's code (Kuroyanagi et al. [10]).
 """
 
 import math
+from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from dns_jax.features import make_front_end, mel_magnitude
 from dns_jax.models.batch_norm import BatchNorm
 from dns_jax.models.efficientnet import EfficientNet
+from dns_jax.models.spread import gather_rows, row_by_row, take_own_rows
 
 
 def _linear(inputs, outputs, rngs, *, bias=True):
@@ -40,6 +43,7 @@ class SerialOE(nnx.Module):
         """
         self.front_end = make_front_end(config.front_end)
         self.machine_head = config.machine_head
+        self.spread = None
         self.backbone = EfficientNet(config.backbone, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
         self.neck = _linear(self.backbone.features, config.feature, rngs)
@@ -61,10 +65,13 @@ class SerialOE(nnx.Module):
         Returns:
           f32[batch, feature], 128 numbers a segment in the paper, not normalised.
         """
-        spectra = mel_magnitude(segments, self.front_end)
+        extract = row_by_row(partial(mel_magnitude, front_end=self.front_end), self.spread)
+        spectra = extract(segments)
         pooled = jnp.mean(self.backbone(spectra, train=train), (1, 2))
-        hidden = self.neck(self.dropout(pooled, deterministic=not train, rngs=key))
-        hidden = self.neck_norm(hidden, train=train)
+        if train:  # one mask for the whole batch, however it is spread
+            whole = self.dropout(gather_rows(pooled, self.spread), deterministic=False, rngs=key)
+            pooled = take_own_rows(whole, self.spread)
+        hidden = self.neck_norm(self.neck(pooled), train=train)
         hidden = jnp.where(hidden > 0, hidden, self.slope[...] * hidden)  # PReLU
         return self.embed(hidden)
 
@@ -133,21 +140,25 @@ def draw_mixture(
     return partner, jnp.where(jax.random.uniform(key_share) < share, weight, 1.0)
 
 
-def mix_up(partner: jax.Array, weight: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def mix_up(
+    partner: jax.Array, weight: jax.Array, *arrays: jax.Array, spread: Mesh | str | None = None
+) -> tuple[jax.Array, ...]:
     """Mix every row of a batch with another row of it, waveforms and labels alike [20].
 
     Args:
       partner: i32[rows], the other row.
       weight: f32[rows], of the row itself.
       *arrays: f32[rows, ...], waveforms, or labels in [0, 1].
+      spread: how the rows of `arrays` lie on devices, as in `dns_jax.models.spread`.
 
     Returns:
       The mixed arrays, shaped as they came.
     """
+    partner, weight = take_own_rows(partner, spread), take_own_rows(weight, spread)
 
     def mix(x):
         w = weight.reshape(weight.shape + (1,) * (x.ndim - 1))
-        return w * x + (1 - w) * x[partner]
+        return w * x + (1 - w) * gather_rows(x, spread)[partner]
 
     return tuple(mix(x) for x in arrays)
 
