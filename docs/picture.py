@@ -17,28 +17,18 @@ from sklearn.manifold import TSNE
 from dns_jax import smooth
 from dns_jax.evaluation.metrics import compute_auc
 from dns_jax.evaluation.systems import average_segments
-from dns_jax.scoring import load_segments
+from dns_jax.scoring import Segments, load_segments
 
 
-def main() -> None:
-    """Read a finished run and write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--machine", required=True)
-    parser.add_argument("--section", type=int, required=True)
-    parser.add_argument("--k", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-
-    directory = args.workdir / args.machine / "seed_0"
-    segments = load_segments(directory / "segments.npz")
-    segments = segments.select((segments.split == "test") & (segments.section == args.section))
-    smoothed = smooth(segments.ae_score, segments.feature, args.k)
+def draw(segments: Segments, section: int, k: int) -> plt.Figure:
+    """Draw the test segments of one section of a machine, by a_G and by a_prop."""
+    segments = segments.select((segments.split == "test") & (segments.section == section))
+    smoothed = smooth(segments.ae_score, segments.feature, k)
     place = TSNE(random_state=0).fit_transform(segments.feature)
     clips, first = np.unique(segments.clip, return_index=True)
     names = {
         "$a_G$, the autoencoder": segments.ae_score,
-        f"$a_{{prop}}$, smoothed with K = {args.k}": smoothed,
+        f"$a_{{prop}}$, smoothed with K = {k}": smoothed,
     }
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
@@ -65,7 +55,21 @@ def main() -> None:
     axes[0].legend(loc="best", framealpha=0.7)
     bar = figure.colorbar(dots, ax=axes, ticks=[0, 1], label="anomaly score, by rank")
     bar.ax.set_yticklabels(["low", "high"])
-    figure.savefig(args.out, dpi=110)
+    return figure
+
+
+def main() -> None:
+    """Read a finished run and write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--machine", required=True)
+    parser.add_argument("--section", type=int, required=True)
+    parser.add_argument("--k", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    segments = load_segments(args.workdir / args.machine / "seed_0" / "segments.npz")
+    draw(segments, args.section, args.k).savefig(args.out, dpi=110)
 
 
 if __name__ == "__main__":
