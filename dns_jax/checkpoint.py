@@ -9,12 +9,18 @@ import orbax.checkpoint as ocp
 from dns_jax.data.refusals import reading
 
 
+class _Checkpoints(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Leave the question to `hosts.Preemption`: JAX keeps one count of who asks, not two."""
+        return False
+
+
 def open_checkpoints(directory: Path) -> ocp.CheckpointManager:
     """Open (or create) the checkpoints of one network; close them by ``with`` or ``close()``."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    return _Checkpoints(Path(directory).absolute(), options=options)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:

@@ -14,7 +14,7 @@ from dns_jax.features import make_front_end
 from dns_jax.files import write_text
 from dns_jax.hosts import is_first, wait_for_all
 
-# Where the recordings lie, what computes and how it is watched change nothing in the results.
+# Where the recordings lie, what computes and how it is watched change nothing but rounding.
 _NOT_IDENTITY = (
     *("data_dir", "data.cache_dir", "data.labels"),
     *("progress", "checkpoint_seconds", "devices", "parallel"),

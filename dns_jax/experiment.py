@@ -53,9 +53,9 @@ def run(config, workdir: Path) -> None:
     config = check_config(config)
     mesh = make_mesh(config.devices)
     check_batches(config, mesh)
-    open_workdir(config, workdir)
-    check_shared(workdir / "config.json")
     with noticing_losses(), Preemption().watch() as preemption:
+        open_workdir(config, workdir)
+        check_shared(workdir / "config.json")
         if not agree((workdir / "table2.csv").exists()):
             weights = _digest_weights(config)
             clips, waveforms = read_recordings(config, workdir)
@@ -64,12 +64,11 @@ def run(config, workdir: Path) -> None:
             for machine in machines:
                 ours = clips[clips["machine"] == machine]
                 for seed in config.seeds:
-                    where = {"directory": workdir / machine / f"seed_{seed}", "mesh": mesh}
-                    if agree((where["directory"] / "selection.json").exists()):
+                    directory = workdir / machine / f"seed_{seed}"
+                    if agree((directory / "selection.json").exists()):
                         continue
-                    segments = make_segments(
-                        config, clips, waveforms, machine, seed, preemption=preemption, **where
-                    )
+                    where = {"directory": directory, "mesh": mesh, "preemption": preemption}
+                    segments = make_segments(config, clips, waveforms, machine, seed, **where)
                     score_systems(config, ours, segments, seed=seed, say=say, **where)
             if is_first():
                 tabulate(config, clips, machines, workdir)

@@ -7,9 +7,11 @@ checkpoints, so the workdir lies on storage that all share.
 
 import contextlib
 import itertools
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _HEARTBEAT = 30  # s of silence after which a host counts as lost
+_FORGETTING = 60  # s that a network file system may take a file for absent that was so before
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat")  # collectives of CPU and GPU, coordination
 
 
@@ -26,7 +29,7 @@ class HostsError(RuntimeError):
 
 
 class HostLost(RuntimeError):
-    """Another host has died; all it takes is to start the run again."""
+    """Another host has died or does not answer; all it takes is to start the run again."""
 
 
 class Preempted(BaseException):
@@ -36,17 +39,25 @@ class Preempted(BaseException):
 def join_hosts() -> None:
     """Join the other processes of the run; before anything else of JAX.
 
+    Where the others do not come within five minutes, JAX ends the process with its own message.
+
     Raises:
-      HostsError: no cluster is found around this process, or the others do not answer.
+      HostsError: no cluster is found around this process.
+      HostLost: the cluster's first host cannot be found.
     """
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
-    except (ValueError, RuntimeError, KeyError) as error:
-        said = " ".join(str(error).split())
+    except (ValueError, KeyError) as error:
         raise HostsError(
-            f"--distributed: this process finds no others ({said}); start it by one of launch/, "
-            "under SLURM's srun, on the workers of a TPU VM or in a Kubernetes Job"
+            f"--distributed: this process finds no others ({_join_lines(error)}); start it by one "
+            "of launch/, under SLURM's srun, on the workers of a TPU VM or in a Kubernetes Job"
         ) from None
+    except RuntimeError as error:
+        raise HostLost(f"the other hosts do not answer ({_join_lines(error)})") from None
+
+
+def _join_lines(error):
+    return " ".join(str(error).split())
 
 
 def is_first() -> bool:
@@ -72,7 +83,11 @@ def check_shared(file: Path) -> None:
       HostsError: this host does not.
     """
     wait_for_all(file.name)
-    if not file.exists():
+    end = time.monotonic() + _FORGETTING
+    while file.name not in os.listdir(file.parent):
+        if time.monotonic() < end:
+            time.sleep(0.5)
+            continue
         raise HostsError(
             f"host {jax.process_index()} of {jax.process_count()} does not see {file}, which the "
             "first host has written; --workdir must lie on storage that all hosts share"
@@ -103,7 +118,8 @@ def noticing_losses() -> Iterator[None]:
 class Preemption:
     """SIGTERM ends a run where it loses nothing: at once, or in training after the present step.
 
-    Of several hosts all stop at the same step, whichever of them got the signal.
+    Of several hosts all stop at the same place, whichever of them got the signal: after a step of
+    training, a batch of scoring or a candidate of the evaluation.
     """
 
     def __init__(self):
@@ -145,6 +161,11 @@ class Preemption:
         finally:
             self._deferred = False
         if self._noticed:
+            raise Preempted
+
+    def stop_if_reached(self) -> None:
+        """Raise Preempted where `reached`."""
+        if self.reached():
             raise Preempted
 
     def reached(self) -> bool:

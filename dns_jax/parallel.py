@@ -2,8 +2,8 @@
 
 The default way is a mesh: `jax.jit` sees whole batches, and XLA divides the work by where their
 rows lie. The second is `pmap`: every device runs the program on its own rows, and says where it
-needs those of the others (`dns_jax.models.spread`). Both compute what one device computes. Of
-several hosts each reads its own rows of a batch.
+needs those of the others (`dns_jax.models.spread`). Both compute what one device computes, up to
+rounding. Of several hosts each reads its own rows of a batch.
 """
 
 from collections.abc import Callable
@@ -51,10 +51,14 @@ def check_batches(config, mesh: Mesh) -> None:
     batches = {name: config[name].batch for name in ("autoencoder", "serial_oe")}
     for name, batch in batches.items():
         if batch % mesh.size:
-            fewer = max(n for n in range(1, mesh.size) if not any(b % n for b in batches.values()))
+            fewer = [
+                f", or --config.devices={n} to use fewer"
+                for n in range(jax.process_count(), mesh.size, jax.process_count())
+                if not any(b % n for b in batches.values())
+            ]
             raise ConfigError(
                 f"--config.{name}.batch={batch}: {mesh.size} devices do not divide it; give a "
-                f"multiple of {mesh.size}, or --config.devices={fewer} to use fewer"
+                f"multiple of {mesh.size}" + "".join(fewer[-1:])
             )
 
 

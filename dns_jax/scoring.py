@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dns_jax.data.refusals import reading
 from dns_jax.data.waveforms import Waveforms
 from dns_jax.files import write_file
-from dns_jax.hosts import Preempted, Preemption, is_first
+from dns_jax.hosts import Preemption, is_first
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
 from dns_jax.models.serial_oe import SerialOE
@@ -105,8 +105,7 @@ def score_segments(
         own = np.resize(piece, batch)[part]
         a_g, f_d = score(state, waveforms.crop(rows[recording[own]], start[own], samples))
         results.append((a_g[: len(piece)], f_d[: len(piece)]))
-        if preemption.reached():
-            raise Preempted
+        preemption.stop_if_reached()
     ae_score, feature = (np.concatenate(column) for column in zip(*results, strict=True))
     table = clips.iloc[recording]
     return Segments(

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Several machines under SLURM. From the repository, with `.venv` and --workdir on a shared disk:
-#   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-task=1 launch/slurm.sh \
+#   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --gpu-bind=none launch/slurm.sh \
 #     --config=configs/fan.py --workdir=runs/fan --config.data_dir=DIR  # one task a GPU
 #SBATCH --job-name=dns_jax
 #SBATCH --output=dns_jax-%j.log
 #SBATCH --signal=TERM@120
 #SBATCH --open-mode=append
-# SIGTERM comes 120 s before the time is up and saves; the same sbatch goes on where it stopped.
+# SIGTERM comes 120 s before the time is up and saves; the same sbatch goes on where it stopped. To
+# stop it by hand: scancel --signal=TERM JOB. JAX gives each task the GPU of its number on the
+# machine, so all must be seen by all (--gpu-bind=none); without GPUs: --ntasks-per-node=1.
 set -euo pipefail
 
 # SLURM runs a copy of this script elsewhere, in the directory of the call.

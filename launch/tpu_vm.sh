@@ -45,8 +45,11 @@ install() {
     python3 -m pip install -q --user uv && ~/.local/bin/uv venv -q --python 3.12 --clear .venv &&
     ~/.local/bin/uv pip install -q -e ".[tpu]"'
   if [[ -n $SHARE ]]; then
-    on_all "sudo apt-get install -qy nfs-common && sudo mkdir -p /mnt/share &&
-      { mountpoint -q /mnt/share || sudo mount $(printf %q "$SHARE") /mnt/share; }"
+    # A TPU VM that has just started holds the lock of apt; a new export belongs to root.
+    local apt="sudo apt-get -o DPkg::Lock::Timeout=300 -q"
+    on_all "$apt update && $apt install -y nfs-common && sudo mkdir -p /mnt/share &&
+      { mountpoint -q /mnt/share || sudo mount $(printf %q "$SHARE") /mnt/share; } &&
+      sudo chmod a+rwx /mnt/share"
   fi
 }
 

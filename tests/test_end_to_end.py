@@ -29,7 +29,6 @@ from dns_jax.evaluation import results, tables
 from dns_jax.evaluation.protocol import score_systems
 from dns_jax.models.efficientnet import EfficientNet
 from dns_jax.models.weights import to_timm
-from dns_jax.parallel import make_mesh
 
 RATE = 4000
 BROKEN = "section_01_source_test_normal_0002"
@@ -744,8 +743,8 @@ def tabulate(workdir, clips, segments, machine="fan"):
         segments,
         seed=0,
         directory=directory,
-        mesh=make_mesh(1),
         say=lambda line: None,
+        **tiny.on_one_device(),
     )
     results.tabulate(config, clips, [machine], workdir)
     results.print_tables(workdir)

@@ -183,7 +183,7 @@ def start_pod(objects, folder, program, tables):
         (folder / "table2.csv").touch()
     (folder / "python").write_text(f"#!/bin/sh\n{program}\n")
     (folder / "python").chmod(0o755)
-    script = script.replace("/share/runs/fan/table2.csv", str(folder / "table2.csv"))
+    script = script.replace("/share/runs/fan", str(folder))
     shell = shutil.which("dash") or "sh"
     assert container["command"] == ["sh", "-c"]
     return subprocess.Popen(

@@ -195,6 +195,17 @@ def test_a_batch_that_the_devices_do_not_divide_is_an_error_with_both_numbers(
         check_batches(config, make_mesh(devices))
 
 
+def test_the_advice_is_one_that_the_hosts_can_follow(monkeypatch):
+    mesh, config = make_mesh(8), tiny.make_config()
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    config.autoencoder.batch, config.serial_oe.batch = 12, 24
+    with pytest.raises(ConfigError, match=r"or --config.devices=4 to use fewer"):
+        check_batches(config, mesh)
+    config.autoencoder.batch = 9
+    with pytest.raises(ConfigError, match=r"give a multiple of 8$"):
+        check_batches(config, mesh)
+
+
 def test_batches_that_the_devices_divide_pass():
     config = tiny.make_config()
     config.autoencoder.batch, config.serial_oe.batch = 8, 24

@@ -50,8 +50,8 @@ class Scored:
             segments,
             seed=seed,
             directory=directory,
-            mesh=make_mesh(1),
             say=self.said.append,
+            **tiny.on_one_device(),
         )
         self.selection = json.loads((directory / "selection.json").read_text())
         self.trained, self.tested = (

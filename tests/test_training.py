@@ -12,6 +12,7 @@ import optax
 import pytest
 import tiny
 from flax import nnx
+from jax.experimental import multihost_utils
 
 import dns_jax.training
 from dns_jax import hosts
@@ -364,6 +365,14 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, uninterrupted, f
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), weights, uninterrupted[1]
     )
+
+
+def test_checkpoints_do_not_ask_whether_to_stop(tmp_path, monkeypatch):
+    """JAX keeps one count of the steps at which it was asked; `Preemption` is who asks."""
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: pytest.fail("asked")
+    )
+    train(tmp_path)
 
 
 def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on(tmp_path, uninterrupted):

@@ -23,7 +23,7 @@ from dns_jax.evaluation.systems import (
     smooth_training,
 )
 from dns_jax.files import write_text
-from dns_jax.hosts import is_first
+from dns_jax.hosts import Preemption, is_first
 from dns_jax.inlier import save_inliers
 from dns_jax.scoring import Segments
 
@@ -36,6 +36,7 @@ def score_systems(
     seed: int,
     directory: Path,
     mesh: Mesh,
+    preemption: Preemption,
     say: Callable[[str], None],
 ) -> None:
     """Choose Table I for one machine; write its score and decision files and `selection.json`.
@@ -47,9 +48,11 @@ def score_systems(
       seed: of the run.
       directory: of this machine and seed; the first host writes there.
       mesh: the devices.
+      preemption: asked before every candidate whether to stop.
       say: told of candidates and thresholds that could not be fitted.
 
     Raises:
+      Preempted: the run was asked to stop.
       DataError: no inlier model can be fitted.
     """
     machine = clips["machine"].iloc[0]
@@ -80,7 +83,12 @@ def score_systems(
         return average_segments(scores, segments.clip, of["clip"])
 
     inliers = fit_inliers(
-        segments, _fitted_on(config, clips, segments, seed), config.inlier.clusters, seed, say
+        segments,
+        _fitted_on(config, clips, segments, seed),
+        config.inlier.clusters,
+        seed,
+        say,
+        preemption.stop_if_reached,
     )
     if not any(data == "all" for _, data in inliers):
         raise DataError(f"{machine}: no inlier model can be fitted on all data")

@@ -40,7 +40,12 @@ def average_segments(scores: np.ndarray, clip: np.ndarray, clips: Sequence[str])
 
 
 def fit_inliers(
-    segments: Segments, fitted_on: np.ndarray, clusters: Sequence[int], seed: int, say: Callable
+    segments: Segments,
+    fitted_on: np.ndarray,
+    clusters: Sequence[int],
+    seed: int,
+    say: Callable[[str], None],
+    pause: Callable[[], None] = lambda: None,
 ) -> dict[Candidate, dict[int, GaussianMixture]]:
     """Fit h for every candidate and section.
 
@@ -50,6 +55,7 @@ def fit_inliers(
       clusters: numbers of Gaussians to try.
       seed: of the fits.
       say: told of every candidate that cannot be fitted in some section, and dropped.
+      pause: called before every candidate; may raise to stop.
 
     Returns:
       {(clusters, Data): {section: h}} with the candidates that could be fitted in all sections.
@@ -57,6 +63,7 @@ def fit_inliers(
     sections = np.unique(segments.section[segments.split == "train"]).tolist()
     fitted = {}
     for size, data in product(clusters, DATA):
+        pause()
         allowed = fitted_on & _in_domain(segments.domain, data)
         try:
             fitted[size, data] = {
