@@ -130,8 +130,9 @@ def test_when_a_host_is_killed_the_other_says_so_and_the_next_start_goes_on(
     said = run.logs[1 - lost].read_text()
     print(said[-2000:])
     # The second is JAX's own, where the host that is gone led the others.
-    assert "dns_jax: another of the 2 hosts is gone" in said or "another task died" in said
-    assert "Traceback" not in said
+    ended = said.splitlines()[-1].startswith("dns_jax: another of the 2 hosts is gone")
+    assert ended or "another task died" in said
+    assert "dns_jax/main.py" not in said  # no traceback of ours; a thread of Orbax may print one
     # On one host, with as many devices.
     Processes(*flags, devices=2, folder=tmp_path).finish()
     assert_same_run(tmp_path / "run", finished_run)
