@@ -5,6 +5,7 @@ workdir, a run goes on where it stopped. Exit status 2 for a mistake in the call
 also after SIGTERM. `--distributed` joins the processes that a cluster has started on several hosts.
 """
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> None:
         config.progress = False  # a bar in a log would be a line for each of its steps
     try:
         if _DISTRIBUTED.value:
+            faulthandler.disable()  # its dump would bury what JAX says when the first host is lost
             hosts.join_hosts()
         experiment.run(config, Path(_WORKDIR.value))
     except (ConfigError, hosts.HostsError) as error:
