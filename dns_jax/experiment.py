@@ -47,7 +47,7 @@ def run(config, workdir: Path) -> None:
       workdir: takes all artifacts.
 
     Raises:
-      ConfigError, DataError, TrainingError, HostsError: with a message for the user.
+      ConfigError, DataError, TrainingError, HostsError, HostLost: with a message for the user.
       Preempted: stopped by SIGTERM; the same call goes on.
     """
     config = check_config(config)
