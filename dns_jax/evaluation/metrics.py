@@ -43,18 +43,24 @@ def compute_pauc(labels: ArrayLike, scores: ArrayLike, max_fpr: float = 0.1) -> 
     return float(roc_auc_score(labels, ranks, max_fpr=max_fpr))
 
 
-def harmonic_mean(values: ArrayLike) -> float:
+def harmonic_mean(
+    values: ArrayLike, axis: int | tuple[int, ...] | None = None
+) -> float | np.ndarray:
     """Average the finite values harmonically.
 
     Args:
       values: any shape, at least 0; NaN (not evaluable) is left out.
+      axis: to average over; None: all.
 
     Returns:
       The harmonic mean: 0 if one value is 0, NaN if no value is finite.
     """
     values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    return float(scipy.stats.hmean(values)) if values.size else float("nan")
+    finite = np.isfinite(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.sum(1 / np.where(finite, values, np.inf), axis=axis)
+        mean = np.sum(finite, axis=axis) / inverse
+    return float(mean) if axis is None else mean
 
 
 def evaluate(clips: pd.DataFrame, scores: ArrayLike) -> pd.DataFrame:

@@ -101,7 +101,7 @@ def smooth_candidates(
     Returns:
       {(K, Data): f64[clips]} with K in powers of two up to the smallest pool of that Data.
     """
-    pool = _merge(segments, config.unit)
+    pool = take_unit(segments, config.unit)
     number = pool.section if config.scope == "section" else np.zeros_like(pool.section)
     scopes = [number == scope for scope in np.unique(number)]
     smoothed = {}
@@ -141,7 +141,7 @@ def smooth_training(
       f64[clips]; NaN in a section without test recordings.
     """
     k, data = choice
-    queries, pool = _merge(training, config.unit), _merge(test, config.unit)
+    queries, pool = take_unit(training, config.unit), take_unit(test, config.unit)
     scores = np.full(len(queries.clip), np.nan)
     for section in np.unique(pool.section):
         asked = queries.section == section
@@ -156,8 +156,8 @@ def smooth_training(
     return average_segments(scores, queries.clip, clips)
 
 
-def _merge(segments, unit):
-    """One row a recording instead of a segment, where the unit of the pool is the clip."""
+def take_unit(segments: Segments, unit: str) -> Segments:
+    """Return the rows of the pool: segments, or one row a recording where `unit` is "clip"."""
     if unit == "segment":
         return segments
     _, first, member = np.unique(segments.clip, return_index=True, return_inverse=True)
