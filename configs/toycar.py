@@ -1,10 +1,11 @@
 """ToyCar of DCASE 2021 Task 2, as in the paper.
 
+    python -m dns_jax.data.zenodo --dataset=dcase2021 --out=DIR
     python -m dns_jax.main --config=configs/toycar.py --workdir=runs/toycar \
         --config.data_dir=DIR
 
-DIR holds dev_data/ and eval_data/ of all seven machines (Zenodo records 4562016, 4660992, 4884786)
-and the evaluator's ground_truth_data/ (record 5257674); the other six machines are the
+The first command downloads dev_data/ and eval_data/ of all seven machines (Zenodo records 4562016,
+4660992, 4884786; 14 GB) and the evaluator's labels (record 5257674); the other six machines are the
 pseudo-anomalous sounds.
 
 Table I of the paper: SerialOE 4 clusters on All data; Proposed K = 128 on Source;
