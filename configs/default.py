@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.parallel = "mesh"  # how they share the training: "mesh" (jit) or "pmap"; likewise
 
     config.data = data = ml_collections.ConfigDict()
+    data.year = 2021  # of DCASE Task 2 [P]: names, folders and official score, data/years.py
     data.rate = 16000  # Hz [P]
     data.segment_seconds = 4.0  # training crop and test window [P]
     data.hop_seconds = 1.0  # between test windows: seven in 10 s, 75 % overlap [P]
@@ -30,6 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.channel = -1  # accept recordings of several channels and take this one
     data.skip_bad = False  # leave refused recordings out; in the results they stay, unscored
     data.labels = ""  # evaluator's ground-truth folder or eval_data_list.csv; empty: in data_dir
+    data.normal = ""  # instead of data_dir: recordings of any names to learn from,
+    data.score = ""  # and those to score; one machine, one section
+    data.others = ""  # more pseudo-anomalous sounds: a folder, "factory"; "none": AE alone
     data.cache_dir = ""  # decoded waveforms; empty: in the workdir
     data.synthetic = False  # write the embedded factory into the workdir and use it
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import ml_collections
 
 from dns_jax import __version__
+from dns_jax.data.years import YEARS, name_years
 from dns_jax.features import make_front_end
 from dns_jax.files import write_text
 from dns_jax.hosts import is_first, wait_for_all
 
 # Where the recordings lie, what computes and how it is watched change nothing but rounding.
 _NOT_IDENTITY = (
-    *("data_dir", "data.cache_dir", "data.labels"),
+    *("data_dir", "data.cache_dir", "data.labels", "data.normal", "data.score", "data.others"),
     *("progress", "checkpoint_seconds", "devices", "parallel"),
 )
 
@@ -47,12 +48,18 @@ def _are_stages(rows):
 
 # Every field there is, by what it may be; * stands for both networks.
 _LIMITS = (
-    ("text", _is_text, "data_dir data.labels data.cache_dir serial_oe.init_from"),
+    (
+        "text",
+        _is_text,
+        "data_dir data.labels data.normal data.score data.others data.cache_dir "
+        "serial_oe.init_from",
+    ),
     (
         "True or False",
         lambda v: isinstance(v, bool),
         "progress data.resample data.skip_bad data.synthetic",
     ),
+    (name_years(YEARS), lambda v: type(v) is int and v in YEARS, "data.year"),
     ("different names, as fan,pump", lambda v: _are_different(v, _is_text), "machines"),
     (
         "different whole numbers from 0, as (0,1)",
@@ -207,6 +214,20 @@ def _relations(config) -> Iterator[tuple[bool, str]]:
         not (data.synthetic and config.data_dir),
         f"--config.data_dir={config.data_dir}: --config.data.synthetic=True has recordings of its "
         "own",
+    )
+    yield (
+        bool(data.normal) == bool(data.score),
+        "--config.data.normal and --config.data.score go together: recordings to learn from and "
+        f"recordings to score; they were {data.normal!r} and {data.score!r}",
+    )
+    yield (
+        not (data.normal and (config.data_dir or data.synthetic)),
+        f"--config.data.normal={data.normal}: it takes the place of --config.data_dir and of "
+        "--config.data.synthetic; leave those out",
+    )
+    yield (
+        not (data.normal and len(config.machines) > 1),
+        f"--config.machines={','.join(config.machines)}: --config.data.normal holds one machine",
     )
 
 

@@ -88,7 +88,7 @@ def make_segments(
     mesh: Mesh,
     preemption: Preemption,
 ) -> Segments:
-    """Train both networks and score all recordings of the machine: `segments.npz`."""
+    """Train both networks, or f_G alone, and score the machine's recordings: `segments.npz`."""
     file = directory / "segments.npz"
     if agree(file.exists()):
         return load_segments(file)
@@ -121,29 +121,32 @@ def make_segments(
         **options,
     )
 
-    sections = sorted(set(clips["section"][trains & target]))
-    products = np.where(trains & target, np.searchsorted(sections, clips["section"]), -1)
-    task, schedule, optimizer = make_serial_oe_task(
-        config,
-        waveforms,
-        products,
-        (clips["domain"] == "target").to_numpy(),
-        (rows(target & ~validates), rows(~target & ~validates)),
-        (rows(target & validates), rows(~target & validates)),
-        seed,
-    )
-    serial_oe = SerialOE(config.serial_oe, len(sections), rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
-    if weights := config.serial_oe.init_from:
-        serial_oe.backbone = read_backbone(weights, serial_oe.backbone)
-    serial_oe = fit(
-        serial_oe,
-        optimizer,
-        task,
-        schedule,
-        directory=directory / "serial_oe",
-        name=f"{name} SerialOE",
-        **options,
-    )
+    serial_oe = None
+    if config.data.others != "none":
+        sections = sorted(set(clips["section"][trains & target]))
+        products = np.where(trains & target, np.searchsorted(sections, clips["section"]), -1)
+        task, schedule, optimizer = make_serial_oe_task(
+            config,
+            waveforms,
+            products,
+            (clips["domain"] == "target").to_numpy(),
+            (rows(target & ~validates), rows(~target & ~validates)),
+            (rows(target & validates), rows(~target & validates)),
+            seed,
+        )
+        rngs = nnx.Rngs(jax.random.fold_in(key, 1))
+        serial_oe = SerialOE(config.serial_oe, len(sections), rngs=rngs)
+        if weights := config.serial_oe.init_from:
+            serial_oe.backbone = read_backbone(weights, serial_oe.backbone)
+        serial_oe = fit(
+            serial_oe,
+            optimizer,
+            task,
+            schedule,
+            directory=directory / "serial_oe",
+            name=f"{name} SerialOE",
+            **options,
+        )
     segments = score_segments(
         autoencoder,
         serial_oe,

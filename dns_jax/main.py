@@ -21,8 +21,9 @@ _GO_ON = "the same command goes on from the last checkpoint"
 
 def _parse_flags(argv):
     for word in argv[1:]:  # configurations import each other as `configs`, wherever they lie
-        if word.endswith(".py"):
-            sys.path.insert(0, str(Path(word.split("=")[-1]).absolute().parent.parent))
+        file = word.split("=")[-1].split(":")[0]  # what follows ":" is for get_config
+        if file.endswith(".py"):
+            sys.path.insert(0, str(Path(file).absolute().parent.parent))
     try:
         rest = flags.FLAGS(argv)
         if not flags.FLAGS["config"].present:

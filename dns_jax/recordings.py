@@ -12,9 +12,11 @@ import pandas as pd
 
 from dns_jax.config import ConfigError
 from dns_jax.data.clips import read_clips
+from dns_jax.data.folders import read_folders, read_others
 from dns_jax.data.refusals import DataError, describe_refusals, printable
 from dns_jax.data.synthetic import write_factory
 from dns_jax.data.waveforms import Waveforms, open_waveforms
+from dns_jax.data.years import YEARS
 from dns_jax.evaluation import tables
 from dns_jax.hosts import is_first, say, wait_for_all
 
@@ -25,21 +27,7 @@ def read_recordings(config, workdir: Path) -> tuple[pd.DataFrame, Waveforms]:
     Returns:
       The table of `read_clips` with a column `usable`, and the waveforms of its rows.
     """
-    data_dir = config.data_dir
-    if config.data.synthetic:
-        data_dir = workdir / "factory"
-        try:
-            if is_first():
-                write_factory(data_dir)
-        except ValueError as error:
-            raise DataError(str(error)) from None
-        wait_for_all("factory")
-    if not data_dir:
-        raise ConfigError(
-            "--config.data_dir is missing: the folder that holds <machine>/train, "
-            "<machine>/source_test and <machine>/target_test"
-        )
-    clips, refusals = read_clips(data_dir, config.data.labels)
+    clips, refusals = _read_table(config, workdir)
     decode = partial(
         open_waveforms,
         cache_dir=config.data.cache_dir or workdir / "cache",
@@ -66,6 +54,59 @@ def read_recordings(config, workdir: Path) -> tuple[pd.DataFrame, Waveforms]:
     return clips.assign(usable=usable), waveforms
 
 
+def _read_table(config, workdir):
+    """The table of recordings: of a data set or of two folders, and of other machines' sounds."""
+    data = config.data
+    if data.normal:
+        machine = config.machines[0] if config.machines else "machine"
+        clips, refusals = read_folders(data.normal, data.score, machine)
+    elif not config.data_dir and not data.synthetic:
+        raise ConfigError(
+            "--config.data_dir is missing: the folder that holds <machine>/train, "
+            "<machine>/source_test and <machine>/target_test; or give --config.data.normal and "
+            f"--config.data.score, folders of recordings of any names{_say_how_to_get(config)}"
+        )
+    else:
+        data_dir = _write_factory(workdir) if data.synthetic else config.data_dir
+        try:
+            clips, refusals = read_clips(data_dir, data.labels, data.year)
+        except DataError as error:
+            there = Path(data_dir).is_dir() and any(Path(data_dir).iterdir())
+            raise DataError(f"{error}{'' if there else _say_how_to_get(config)}") from None
+    if data.others in ("", "none"):
+        return clips, refusals
+    if data.others == "factory":
+        others, refused = read_clips(_write_factory(workdir))
+        others = others[others["split"] == "train"]
+        others["machine"] = "factory-" + others["machine"]
+    else:
+        others, refused = read_others(data.others, "others")
+    if both := sorted({*clips["machine"]} & {*others["machine"]}):
+        raise DataError(f"--config.data.others: a machine is named {both[0]}, too; rename it")
+    return pd.concat([clips, others], ignore_index=True), refusals + refused
+
+
+def _say_how_to_get(config):
+    """Say where recordings that are missing are to be had; "" if they are not DCASE 2021's."""
+    machines = {*config.machines}
+    if config.data.year != 2021 or not machines or not machines <= {*YEARS[2021].machines}:
+        return ""
+    return (
+        "; python -m dns_jax.data.zenodo --dataset=dcase2021 --out=DIR downloads DCASE 2021's, of "
+        "all seven machines: each serves the others as pseudo-anomalous sounds"
+    )
+
+
+def _write_factory(workdir):
+    try:
+        if is_first():
+            write_factory(workdir / "factory")
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    wait_for_all("factory")
+    return workdir / "factory"
+
+
 def choose_targets(config, clips: pd.DataFrame) -> list[str]:
     """Return the machines to evaluate, all of which can be trained.
 
@@ -81,7 +122,10 @@ def choose_targets(config, clips: pd.DataFrame) -> list[str]:
                 f"a machine named {machine}: the tables use that name otherwise; rename its folder"
             )
         if machine not in there:
-            raise ConfigError(f"--config.machines: no {machine}; there are {', '.join(there)}")
+            raise ConfigError(
+                f"--config.machines: no {machine}; there are {', '.join(there)}"
+                f"{_say_how_to_get(config)}"
+            )
         sections = set(training["section"][training["machine"] == machine])
         if not sections:
             raise DataError(f"{machine} has no training recordings")
@@ -98,10 +142,12 @@ def choose_targets(config, clips: pd.DataFrame) -> list[str]:
                         f"--config.serial_oe.target_per_batch={quota}: {machine} has no training "
                         f"recordings of the {domain} domain"
                     )
-        if set(training["machine"]) == {machine}:
+        if set(training["machine"]) == {machine} and config.data.others != "none":
             raise DataError(
                 f"{machine} has no other machine with training recordings beside it; SerialOE "
-                "needs their sounds as pseudo-anomalous ones"
+                "needs their sounds as pseudo-anomalous ones. --config.data.others may be a folder "
+                "of such sounds, factory (those of the embedded factory), or none (the autoencoder "
+                "alone scores, nothing is smoothed)"
             )
     if not targets:
         raise DataError("no machine has test recordings; name one by --config.machines to train it")

@@ -6,6 +6,7 @@ A recording is divided into segments that start 0, 1, 2, ... s as long as 4 s fi
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from flax import nnx
@@ -55,7 +56,7 @@ def cut_segments(lengths: np.ndarray, samples: int, hop: int) -> tuple[np.ndarra
 
 def score_segments(
     autoencoder: Autoencoder,
-    serial_oe: SerialOE,
+    serial_oe: SerialOE | None,
     clips: pd.DataFrame,
     waveforms: Waveforms,
     config,
@@ -68,7 +69,7 @@ def score_segments(
 
     Args:
       autoencoder: trained f_G.
-      serial_oe: trained f_D.
+      serial_oe: trained f_D; None: features of no dimension.
       clips: the recordings of the target machine; the index holds their rows in `waveforms`.
       waveforms: recordings.
       config: the whole configuration.
@@ -89,7 +90,8 @@ def score_segments(
 
     def score(state, segments):
         autoencoder, serial_oe = nnx.merge(graph, state)
-        return score_by_autoencoder(autoencoder, segments), serial_oe(segments, train=False)
+        a_g = score_by_autoencoder(autoencoder, segments)
+        return a_g, serial_oe(segments, train=False) if serial_oe else jnp.zeros((len(a_g), 0))
 
     score = map_rows(score, mesh)
     batch = -(-config.scoring_batch // mesh.size) * mesh.size

@@ -196,10 +196,9 @@ def test_configurations_find_each_other_from_any_directory(tmp_path):
     (tmp_path / "configs" / "__init__.py").write_text("raise RuntimeError('the wrong configs')")
     status, _, errors = run_command(f"--config={ROOT}/configs/fan.py", "--workdir=w", cwd=tmp_path)
     assert status == 2
-    assert errors == [
-        "dns_jax: --config.data_dir is missing: the folder that holds <machine>/train, "
-        "<machine>/source_test and <machine>/target_test"
-    ]
+    assert len(errors) == 1
+    assert errors[0].startswith("dns_jax: --config.data_dir is missing: the folder that holds")
+    assert "python -m dns_jax.data.zenodo --dataset=dcase2021 --out=DIR" in errors[0]
 
 
 @pytest.fixture(scope="module")

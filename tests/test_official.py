@@ -344,3 +344,136 @@ def test_a_file_that_does_not_hold_its_clips_is_named(clips, folders, kind, faul
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
         read_results(clips, folders)
+
+
+# Other years
+
+MIXED = (2022, 2023, 2024, 2025)
+
+
+@pytest.fixture
+def scored(clips):
+    """Scores and decisions of `clips`; anomalies of the target domain are harder to find."""
+    hard = (clips["domain"] == "target").to_numpy()
+    rng = np.random.default_rng(5)
+    scores = rng.normal(clips["label"].to_numpy() * np.where(hard, 0.5, 1.5) + 0.8 * hard)
+    return scores, (scores > 1).astype(float)
+
+
+def count_pairs(normal, anomalous):
+    """The AUC as the share of pairs in the right order."""
+    higher = anomalous[:, None] > normal
+    return np.mean(higher + (anomalous[:, None] == normal) / 2)
+
+
+def evaluate_mixed(clips, scores, decisions):
+    """The rule since 2022, cell by cell: {(machine, section, domain): five measures}."""
+    cells = {}
+    for machine, section in {*zip(clips["machine"], clips["section"], strict=True)}:
+        here = ((clips["machine"] == machine) & (clips["section"] == section)).to_numpy()
+        labels = clips["label"].to_numpy()
+        pauc = roc_auc_score(labels[here], scores[here], max_fpr=0.1)
+        for domain in ("source", "target"):
+            own = here & (clips["domain"] == domain).to_numpy()
+            auc = count_pairs(scores[own & (labels == 0)], scores[here & (labels == 1)])
+            called, true = np.sum(decisions[own]), np.sum(decisions[own] * labels[own])
+            precision, recall = true / called, true / np.sum(labels[own])
+            f1 = 2 * precision * recall / (precision + recall)
+            cells[machine, section, domain] = (auc, pauc, precision, recall, f1)
+    return cells
+
+
+@pytest.mark.parametrize("year", MIXED)
+def test_since_2022_a_domain_has_its_normal_clips_and_all_anomalies(clips, scored, year):
+    expected = evaluate_mixed(clips, *scored)
+    results = as_dict(evaluate_officially(clips, *scored, year))
+    assert results.keys() == as_dict(evaluate_officially(clips, *scored)).keys()
+    for (machine, section, domain), values in expected.items():
+        np.testing.assert_allclose(results["section", machine, section, domain], values, rtol=1e-12)
+    for machine in ("fan", "pump", "all"):
+        of_machine = {k: v for k, v in expected.items() if machine in ("all", k[0])}
+        both = list(of_machine.values())
+        mean = results["arithmetic mean", machine, None, "both"]
+        np.testing.assert_allclose(mean, np.mean(both, axis=0), rtol=1e-12)
+        for domain in ("both", "source", "target"):
+            part = [v for k, v in of_machine.items() if domain in ("both", k[2])]
+            mean = results["harmonic mean", machine, None, domain]
+            np.testing.assert_allclose(mean, hmean(part), rtol=1e-12)
+    counted = [values[0] for values in expected.values()]
+    counted += [values[1] for (_, _, domain), values in expected.items() if domain == "source"]
+    assert len(counted) == 4 * 3
+    score = results["official score", "all", None, "both"]
+    np.testing.assert_allclose(score, [hmean(counted), *[np.nan] * 4], rtol=1e-12)
+    assert score[0] != pytest.approx(hmean([v for values in expected.values() for v in values[:2]]))
+
+
+def test_clips_of_unknown_domain_count_nowhere(clips, scored):
+    scores, decisions = scored
+    unknown = (np.arange(len(clips)) % 5 == 0) | (clips["machine"] == "pump").to_numpy()
+    clips["domain"] = clips["domain"].mask(unknown, "unknown")
+    clips["label"] = clips["label"].mask(unknown, -1)
+    table = evaluate_officially(clips, scores, decisions, 2023)
+    assert set(table["domain"]) == {"source", "target", "both"}
+    known = evaluate_officially(clips[~unknown], scores[~unknown], decisions[~unknown], 2023)
+    here = table["machine"] != "pump"
+    pd.testing.assert_frame_equal(table[here].reset_index(drop=True), known)
+    assert table.loc[~here, [*MEASURES]].isna().all(axis=None)
+    nothing = evaluate_officially(clips[unknown], scores[unknown], decisions[unknown], 2023)
+    assert nothing[[*MEASURES]].isna().all(axis=None)
+    assert nothing["kind"].iloc[-1] == "official score"
+
+
+def test_a_domain_without_normal_clips_has_no_auc_and_leaves_the_pauc(clips, scored):
+    gone = (clips["domain"] == "target") & (clips["label"] == 0) & (clips["section"] == 1)
+    clips["label"] = clips["label"].mask(gone, -1)
+    results = as_dict(evaluate_officially(clips, *scored, 2024))
+    source, target = (results["section", "fan", 1, domain] for domain in ("source", "target"))
+    assert np.isnan(target[0])
+    assert target[1] == source[1]
+    assert np.isfinite(source).all()
+    assert np.isfinite(results["official score", "all", None, "both"][0])
+
+
+def test_2020_has_the_averages_of_each_machine_and_no_official_score(clips, scored):
+    clips["domain"] = "source"
+    table = evaluate_officially(clips, *scored, 2020)
+    cells = [(m, s) for m in ("pump", "fan") for s in (1, 4)]
+    assert list(zip(table["kind"], table["machine"], strict=True)) == [
+        *[("section", machine) for machine, _ in cells],
+        ("arithmetic mean", "pump"),
+        ("arithmetic mean", "fan"),
+        ("official score", "all"),
+    ]
+    results = as_dict(table)
+    expected = {}
+    for machine, section in cells:
+        rows = ((clips["machine"] == machine) & (clips["section"] == section)).to_numpy()
+        labels, scores = clips["label"].to_numpy()[rows], scored[0][rows]
+        auc = count_pairs(scores[labels == 0], scores[labels == 1])
+        expected[machine, section] = (auc, roc_auc_score(labels, scores, max_fpr=0.1))
+        measured = results["section", machine, section, "source"]
+        np.testing.assert_allclose(measured[:2], expected[machine, section], rtol=1e-12)
+    for machine in ("pump", "fan"):
+        mean = np.mean([expected[machine, section] for section in (1, 4)], axis=0)
+        measured = results["arithmetic mean", machine, None, "both"]
+        np.testing.assert_allclose(measured[:2], mean, rtol=1e-12)
+    assert table[["precision", "recall", "f1"]].isna().all(axis=None)
+    assert np.isnan(results["official score", "all", None, "both"]).all()
+
+
+@pytest.mark.parametrize("year", [2020, *MIXED])
+def test_files_of_other_years_hold_both_domains(clips, tmp_path, year):
+    values = clips["clip"].str[:4].astype(float).to_numpy()
+    decisions = (values > 99).astype(float)
+    keys = ["machine", "section"]
+    for (machine, section), rows in clips.groupby(keys).indices.items():
+        names = clips["clip"].to_numpy()[rows]
+        end = f"id_{section:02d}" if year == 2020 else f"section_{section:02d}_test"
+        folder = tmp_path / machine
+        write_scores(folder / f"anomaly_score_{machine}_{end}.csv", names, values[rows])
+        write_decisions(folder / f"decision_result_{machine}_{end}.csv", names, decisions[rows])
+    folders = {machine: tmp_path / machine for machine in ("pump", "fan")}
+    read = read_results(clips, folders, year)
+    np.testing.assert_array_equal(read, (values, decisions))
+    with pytest.raises(OSError, match="_source_test"):
+        read_results(clips, folders)

@@ -29,6 +29,16 @@ def test_names_are_the_official_evaluators():
         file_name("scores", "fan", 0, "source")
 
 
+@pytest.mark.parametrize("domain", ["source", "target", "unknown"])
+def test_other_years_name_one_file_a_section(domain):
+    kinds = {"anomaly_score": "ToyCar", "decision_result": "3DPrinter"}
+    for kind, machine in kinds.items():
+        assert file_name(kind, machine, 5, domain, year=2020) == f"{kind}_{machine}_id_05.csv"
+        for year in (2022, 2023, 2024, 2025):
+            name = file_name(kind, machine, 0, domain, year=year)
+            assert name == f"{kind}_{machine}_section_00_test.csv"
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_scores_come_back_exactly(tmp_path, dtype):
     rng = np.random.default_rng(0)

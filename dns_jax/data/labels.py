@@ -1,7 +1,7 @@
 """The labels of test clips whose names do not say them, from the official lists.
 
 Either the evaluator's ground-truth files or an evaluation data list; a list that contradicts itself
-or the names is refused.
+or the names is refused. From 2022 on names do not say the domain either, and the lists do.
 """
 
 import csv
@@ -9,75 +9,108 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dns_jax.data.names import RECORDINGS, SECTION, UNKNOWN, get_stem, list_visible, parse_stem
+from dns_jax.data.names import RECORDINGS, UNKNOWN, get_stem, list_visible, parse_stem
 from dns_jax.data.refusals import DataError, printable
+from dns_jax.data.years import DOMAINS, UNKNOWN_DOMAIN, Year
 
-_GROUND_TRUTH = re.compile(rf"ground_truth_(?P<machine>.+)_{SECTION}_test\.csv", re.ASCII)
+_LISTS = "eval_data_list*.csv"
+_FOLDERS = {"label": "ground_truth_data", "domain": "ground_truth_domain"}  # of the evaluator
+_NOTHING = {"label": UNKNOWN, "domain": UNKNOWN_DOMAIN}
+_LACKS_TEST = re.compile(r"(?<=_source|_target)_(?=normal_|anomaly_)")  # RoboticArm in 2024's list
+
+Truth = dict[tuple[str, str, str], tuple[object, str]]
 
 
 def _without_label(stem: str) -> str:
-    """The name that a test clip had before its label was written into it."""
+    """The name that a test clip had before its label was written into it (2021)."""
     parts = stem.split("_")
     return stem if len(parts) < 6 else "_".join(parts[:4] + parts[5:6])
 
 
-def add_labels(rows: list[dict], truth: dict[tuple[str, str], tuple[int, str]]) -> None:
-    """Fill in the labels that `truth` knows; a renamed clip is also found under its old name."""
+def add_labels(rows: list[dict], truth: Truth, year: Year) -> None:
+    """Fill in what `truth` knows; in 2021 a renamed clip is also found under its old name.
+
+    Raises:
+      DataError: the truth contradicts a name, or knows a clip's label and not its domain.
+    """
     stems = {(row["machine"], get_stem(row["clip"])) for row in rows}
     for row in rows:
         name = row["machine"], get_stem(row["clip"])
-        if name not in truth:
+        if year.keeps_number and (*name, "label") not in truth:
             old = row["machine"], _without_label(name[1])
             name = name if old in stems else old
-        if name in truth:
-            label, where = truth[name]
-            if row["label"] not in (UNKNOWN, label):
-                raise DataError(f"{where}: label {label} contradicts the name {row['clip']}")
-            row["label"] = label
+        for what, nothing in _NOTHING.items():
+            if (*name, what) in truth:
+                value, where = truth[*name, what]
+                if row[what] not in (nothing, value):
+                    raise DataError(f"{where}: {what} {value} contradicts the name {row['clip']}")
+                row[what] = value
+    odd = [r for r in rows if r["label"] != UNKNOWN and r["domain"] == UNKNOWN_DOMAIN]
+    if odd:
+        raise DataError(
+            f"{len(odd)} test recordings, such as {odd[0]['machine']} {printable(odd[0]['clip'])}, "
+            f"have a label but no domain: let --config.data.labels name a folder that holds both "
+            f"{' and '.join(f'{folder}/' for folder in _FOLDERS.values())} of the evaluator"
+        )
 
 
-def read_truth(place: Path, named: bool) -> dict[tuple[str, str], tuple[int, str]]:
-    """Return {(machine, stem): (label, "file, line n")} of every label file at a place.
+def read_truth(place: Path, year: Year, named: bool) -> Truth:
+    """Return {(machine, stem, "label" or "domain"): (value, "file, line n")} of all label files.
 
     Args:
       place: a directory, or one label file.
+      year: whose files they are.
       named: the user named it, so that finding nothing is a mistake.
     """
     files = [place]
     if not place.is_file():
-        folders = (".", "ground_truth_data", "eval_data", "eval_data/ground_truth_data")
+        folders = ("", *(_FOLDERS[what] for what in year.truth))
         files = [
             path
-            for path in (path for folder in folders for path in list_visible(place / folder))
-            if _GROUND_TRUTH.fullmatch(path.name) or path.match("eval_data_list*.csv")
+            for folder in (parent + folder for parent in ("", "eval_data/") for folder in folders)
+            for path in list_visible(place / folder)
+            if _is_truth(path, year) or path.match(_LISTS)
         ]
     if named and not files:
         what = "holds no" if place.is_dir() else "is not there; it may be or hold a"
-        raise DataError(
-            f"the labels {printable(place)}: {what} "
-            "ground_truth_<machine>_section_SS_<domain>_test.csv or eval_data_list*.csv"
-        )
+        raise DataError(f"the labels {printable(place)}: {what} {_expected(year)}")
     truth = {}
     for path in files:
-        for where, machine, stem, label in _truth_rows(path):
-            known, first = truth.setdefault((machine, stem), (label, where))
-            if known != label:
-                raise DataError(f"{where}: label {label} of {machine} {stem} contradicts {first}")
+        for where, machine, stem, what, value in _truth_rows(path, year):
+            known, first = truth.setdefault((machine, stem, what), (value, where))
+            if known != value:
+                raise DataError(f"{where}: {what} {value} of {machine} {stem} contradicts {first}")
     return truth
 
 
-def _truth_rows(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    """Yield (file and line, machine, stem, label) of a ground-truth file or an evaluation list.
+def _is_truth(path: Path, year: Year) -> re.Match | None:
+    return year.truth_names.fullmatch(path.name) if year.truth else None
 
-    The first holds `file.wav,0` or `file.wav,1` for the machine, section and domain in its name;
-    the second, below the name of each machine, `old.wav,new_name_with_label.wav`.
+
+def _expected(year: Year) -> str:
+    """The names of the year's label files, for people."""
+    cell = year.cell.format(machine="<machine>", section="SS", domain="<domain>")
+    names = [f"ground_truth_{cell}.csv"] if year.truth else []
+    return " or ".join(names if year.list_refused else [*names, _LISTS])
+
+
+def _truth_rows(path: Path, year: Year) -> Iterator[tuple[str, str, str, str, object]]:
+    """Yield (file and line, machine, stem, "label" or "domain", value) of a label file.
+
+    A ground-truth file holds `file.wav,0` or `file.wav,1` for the machine and section (in 2021 and
+    domain) in its name; its folder tells whether 1 is an anomaly or the target domain. A list
+    holds, below the name of each machine, `old.wav,new_name_with_label.wav`, in 2020 with the label
+    behind it.
     """
-    truth = _GROUND_TRUTH.fullmatch(path.name)
+    truth = _is_truth(path, year)
     machine = truth and truth["machine"]
-    clip = f"section_{truth['section']}_{truth['domain']}" if truth else "section_SS_<domain>"
-    shape = f"{clip}_test_NNNN.wav," + (
-        "0 (normal) or 1 (anomaly)" if truth else f"{clip}_test_{{normal|anomaly}}_NNNN.wav"
-    )
+    domains = "domain" in year.truth and path.parent.name == _FOLDERS["domain"]
+    what = "domain" if domains else "label"
+    if not truth and year.list_refused:
+        raise DataError(
+            f"{printable(path)}: lists of this year are refused, {year.list_refused}; let "
+            f"--config.data.labels name the evaluator, which has {_expected(year)}"
+        )
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -89,28 +122,59 @@ def _truth_rows(path: Path) -> Iterator[tuple[str, str, str, int]]:
                 if not truth and len(fields) == 1 and not fields[0].endswith(RECORDINGS):
                     machine = fields[0]
                     continue
-                named = _truth_row(fields, truth)
-                if named is None:
+                facts = (
+                    _read_truth_row(fields, truth, what, year)
+                    if truth
+                    else _read_list_row(fields, year)
+                )
+                if not facts:
+                    shape = _describe_row(truth, what, year)
                     raise DataError(f"{where}: {','.join(row)!r} is malformed; may be {shape}")
                 if machine is None:
                     raise DataError(f"{where}: no line with the name of a machine above this row")
-                yield where, machine, *named
+                for fact in facts:
+                    yield where, machine, *fact
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the labels in {printable(path)}: {error}") from error
 
 
-def _truth_row(fields: list[str], truth: re.Match | None) -> tuple[str, int] | None:
-    """Return (stem, label) of a row, None where it contradicts itself or its file's name."""
+def _describe_row(truth: re.Match | None, what: str, year: Year) -> str:
+    """What a row may be, for people."""
+    if not truth:
+        new = f"{year.labelled}.wav" + ",0 or 1" * (year.list_columns - 2)
+        return f"{year.unlabelled}.wav,{new}".replace("{source|target}", "<domain>")
+    cell = truth.groupdict()
+    clip = year.unlabelled.replace("SS", cell["section"])
+    clip = clip.replace("{source|target}", cell.get("domain", ""))
+    values = DOMAINS if what == "domain" else ("normal", "anomaly")
+    return f"{clip}.wav,0 ({values[0]}) or 1 ({values[1]})"
+
+
+def _read_truth_row(fields: list[str], truth: re.Match, what: str, year: Year) -> list[tuple]:
+    """Return [(stem, what, value)]; nothing where the row contradicts itself or its file's name."""
     stem = get_stem(fields[0])
-    clip = parse_stem(stem)
-    if len(fields) != 2 or clip is None or clip["split"] != "test":
-        return None
-    if truth:
-        here = clip["section"] == int(truth["section"]) and clip["domain"] == truth["domain"]
-        label = int(fields[1]) if here and fields[1] in ("0", "1") else UNKNOWN
-    else:
-        new = get_stem(fields[1])
-        same = parse_stem(new) is not None and _without_label(stem) == _without_label(new)
-        label = parse_stem(new)["label"] if same else UNKNOWN
-    consistent = label != UNKNOWN and clip["label"] in (UNKNOWN, label)
-    return (stem, label) if consistent else None
+    clip = parse_stem(stem, year)
+    if len(fields) != 2 or clip is None or clip["split"] == "train" or fields[1] not in ("0", "1"):
+        return []
+    cell = truth.groupdict()
+    here = clip["section"] == int(cell["section"])
+    here &= cell.get("domain") in (None, clip["domain"])
+    value = DOMAINS[int(fields[1])] if what == "domain" else int(fields[1])
+    return [(stem, what, value)] if here and clip[what] in (_NOTHING[what], value) else []
+
+
+def _read_list_row(fields: list[str], year: Year) -> list[tuple]:
+    """Return [(stem, what, value)]; nothing where the row contradicts itself."""
+    if len(fields) != year.list_columns:
+        return []
+    old, new = map(get_stem, fields[:2])
+    if not year.keeps_number:
+        new = _LACKS_TEST.sub("_test_", new)
+    before, after = parse_stem(old, year), parse_stem(new, year)
+    if before is None or after is None or "train" in (before["split"], after["split"]):
+        return []
+    same = before["section"] == after["section"] and after["label"] != UNKNOWN
+    same &= not year.keeps_number or _without_label(old) == _without_label(new)
+    same &= all(before[what] in (nothing, after[what]) for what, nothing in _NOTHING.items())
+    same &= fields[2:] in ([], [str(after["label"])])
+    return [(old, what, after[what]) for what in year.truth or ("label",)] if same else []

@@ -1,30 +1,29 @@
-"""The grammar of file names of DCASE 2021 Task 2: what a name says, and nothing made up."""
+"""What the name of a clip says, by the grammar of its year, and nothing made up."""
 
-import re
 from pathlib import Path
+
+from dns_jax.data.years import Year
 
 UNKNOWN = -1  # the label of a clip of which nobody says whether it is normal (0) or anomalous (1)
 RECORDINGS = (".wav", ".flac")
-SECTION = r"section_(?P<section>\d\d|[1-9]\d{2,})_(?P<domain>source|target)"
-_CLIP = re.compile(
-    SECTION + r"_(?:(?P<split>train|test)_(?P<label>normal|anomaly)_\d{4,}(?:_.+)?|test_\d{4,})",
-    re.ASCII,
-)
-GRAMMAR = (
-    "section_SS_{source|target}_{train|test}_{normal|anomaly}_NNNN[_<attribute>] "
-    "or section_SS_{source|target}_test_NNNN"
-)
 
 
-def parse_stem(stem: str) -> dict | None:
-    """Return split, section, domain, label and attributes of a stem; None outside the grammar."""
-    match = _CLIP.fullmatch(stem)
-    return match and {
-        "split": match["split"] or "test",
-        "section": int(match["section"]),
-        "domain": match["domain"],
-        "label": UNKNOWN if match["label"] is None else int(match["label"] == "anomaly"),
-        "attributes": "_".join(stem.split("_")[6:]),
+def parse_stem(stem: str, year: Year) -> dict | None:
+    """Return split, section, domain, label and attributes of a stem; None outside the grammar.
+
+    The split is "" where the name fits both, as in 2020 that of a labelled clip.
+    """
+    match = year.clip.fullmatch(stem)
+    if match is None:
+        return None
+    said = match.groupdict()
+    label = said["label"]
+    return {
+        "split": said.get("split") or ("" if label else "test"),
+        "section": int(said["section"]),
+        "domain": said.get("domain") or year.domain,
+        "label": UNKNOWN if label is None else int(label == "anomaly"),
+        "attributes": said.get("attributes") or "",
     }
 
 

@@ -1,14 +1,17 @@
-"""What the official DCASE 2021 Task 2 evaluator makes of scores and decisions.
+"""What the official DCASE Task 2 evaluator of a year makes of scores and decisions.
 
-It evaluates each section per domain, never pooled as in Table II (`metrics` does both). From
-github.com/y-kawagu/dcase2021_task2_evaluator are the measures, the means, `official score` and the
+In 2021 it evaluates each section per domain, never pooled as in Table II (`metrics` does both).
+Since 2022 the AUC of a domain is that of its normal clips and the anomalies of both, as nobody
+tells the domain of an anomaly, and the pAUC is the section's; in 2020 there are no domains. From
+the evaluators named in `dns_jax.data.years` are the measures, the means, `official score` and the
 floor in harmonic means. What differs:
 
 - Rows are matched by name. There the sorted rows of two files are matched one by one, so that clips
   renamed with their labels need a ground truth renamed alike, or scores go to the wrong clips.
 - Clips without a label or a score are left out, and so are cells of one class. There they end it.
 - Any number of machines and sections will do. There the source and target means of a machine are
-  of the source and target domain with three sections and 6 or 7 machines only.
+  of the source and target domain in 2021 with three sections and 6 or 7 machines only, and not at
+  all in 2022.
 """
 
 from collections import Counter
@@ -20,6 +23,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_fscore_support
 
+from dns_jax.data.years import DOMAINS, YEARS
 from dns_jax.evaluation.metrics import compute_auc, compute_pauc, harmonic_mean
 from dns_jax.evaluation.score_files import file_name, read_scores
 
@@ -29,13 +33,14 @@ FLOOR = float(np.finfo(np.float64).eps)  # what a smaller value counts as in a h
 
 
 def read_results(
-    clips: pd.DataFrame, folders: Mapping[str, str | Path]
+    clips: pd.DataFrame, folders: Mapping[str, str | Path], year: int = 2021
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the score and decision files of one system.
 
     Args:
       clips: one row per test clip: machine, clip (file name), section, domain.
       folders: where the files of each machine lie.
+      year: of DCASE Task 2.
 
     Returns:
       Scores and decisions, f64[clips] each, in the order of `clips`; NaN where not scored.
@@ -47,33 +52,36 @@ def read_results(
     results = []
     for kind in ("anomaly_score", "decision_result"):
         values = np.full(len(clips), np.nan)
-        for cell, rows in clips.groupby(["machine", "section", "domain"]).indices.items():
-            path = Path(folders[cell[0]]) / file_name(kind, *cell)
+        cells = zip(clips["machine"], clips["section"], clips["domain"], strict=True)
+        names = np.array([file_name(kind, *cell, year) for cell in cells])
+        for (machine, name), rows in clips.groupby(["machine", names]).indices.items():
+            path = Path(folders[machine]) / name
             files, read = read_scores(path)
-            names = clips["clip"].to_numpy()[rows]
+            asked = clips["clip"].to_numpy()[rows]
             surplus = Counter(files)
-            surplus.subtract(names)
+            surplus.subtract(asked)
             if odd := [name for name, count in surplus.items() if count]:
                 raise ValueError(
-                    f"{path}: must hold each of the {len(names)} clips there once and no other, "
+                    f"{path}: must hold each of the {len(asked)} clips there once and no other, "
                     f"but has {len(files)} rows; see {min(odd)}"
                 )
             by_name = dict(zip(files, read, strict=True))
-            values[rows] = [by_name[name] for name in names]
+            values[rows] = [by_name[name] for name in asked]
         results.append(values)
     return results[0], results[1]
 
 
 def evaluate_officially(
-    clips: pd.DataFrame, scores: ArrayLike, decisions: ArrayLike
+    clips: pd.DataFrame, scores: ArrayLike, decisions: ArrayLike, year: int = 2021
 ) -> pd.DataFrame:
     """Tabulate what the official evaluator's `result.csv` holds.
 
     Args:
-      clips: one row per test clip: machine, section (int), domain ("source" or "target"), label
-        (0 normal, 1 anomalous, -1 unknown).
+      clips: one row per test clip: machine, section (int), domain ("source" or "target"; others are
+        left out), label (0 normal, 1 anomalous, -1 unknown).
       scores: [clips], higher is more anomalous, NaN where not scored.
       decisions: [clips], 0, 1 or NaN.
+      year: of DCASE Task 2.
 
     Returns:
       kind, machine, section, domain, auc, pauc, precision, recall, f1; fractions. One row of kind
@@ -83,6 +91,10 @@ def evaluate_officially(
       "official score": under auc, the harmonic mean of all AUC and pAUC. Precision, recall and F1
       are 0 where their denominator is. In a harmonic mean 0 counts as `FLOOR`, as there: one
       recall of 0 makes it some 1e-15 instead of 0.
+
+      Since 2022 both domains of a section have its pAUC, which counts once in the official score.
+      In 2020 there are the arithmetic means of each machine alone, and no more than AUC and pAUC;
+      the official score is NaN, as nothing is known of one.
 
     Raises:
       ValueError: scores or decisions that are not one per clip, or another decision.
@@ -95,39 +107,50 @@ def evaluate_officially(
         )
     if wrong := set(decisions[~np.isnan(decisions)]) - {0.0, 1.0}:
         raise ValueError(f"a decision must be 0, 1 or NaN, not {min(wrong)!r}")
-    labels = clips["label"].to_numpy()
+    rule = YEARS[year].official
+    labels, domains = clips["label"].to_numpy(), clips["domain"].to_numpy()
     machines = list(dict.fromkeys(clips["machine"]))
-    indices = clips.groupby(["machine", "domain", "section"]).indices
-    cells = [
-        ("section", machine, section, domain, *_measure(labels[r], scores[r], decisions[r]))
-        for (machine, domain, section), r in sorted(
-            indices.items(), key=lambda cell: (machines.index(cell[0][0]), cell[0])
-        )
-    ]
-    table = pd.DataFrame(cells, columns=COLUMNS)
+    of_section = clips.groupby(["machine", "section"]).indices
+    of_cell = clips.groupby(["machine", "domain", "section"]).indices
+    cells = []
+    for cell in sorted(of_cell, key=lambda cell: (machines.index(cell[0]), cell)):
+        machine, domain, section = cell
+        if domain not in DOMAINS:
+            continue
+        own = of_cell[cell]
+        pooled = of_section[machine, section] if rule.mixed else own
+        faced = pooled[(domains[pooled] == domain) | (labels[pooled] == 1)]
+        measures = [
+            compute_auc(labels[faced], scores[faced]),
+            compute_pauc(labels[pooled], scores[pooled]),
+            *([np.nan] * 3 if rule.missing else _judge(labels[own], decisions[own])),
+        ]
+        cells.append(("section", machine, section, domain, *measures))
+    table = pd.DataFrame(cells, columns=COLUMNS).astype(dict.fromkeys(MEASURES, np.float64))
     means = []
-    for machine in (*machines, "all"):
+    for machine in machines if rule.missing else (*machines, "all"):
         part = table if machine == "all" else table[table["machine"] == machine]
         means.append(("arithmetic mean", machine, None, "both", *part[[*MEASURES]].mean()))
-        for domain in ("both", "source", "target"):
+        for domain in () if rule.missing else ("both", *DOMAINS):
             values = part if domain == "both" else part[part["domain"] == domain]
             hmeans = [_floored_hmean(values[name]) for name in MEASURES]
             means.append(("harmonic mean", machine, None, domain, *hmeans))
-    score = _floored_hmean(table[["auc", "pauc"]])
+    counted = table[["auc", "pauc"]].copy()
+    if rule.mixed:
+        counted.loc[table.duplicated(["machine", "section"]), "pauc"] = np.nan
+    score = np.nan if rule.missing else _floored_hmean(counted)
     means.append(("official score", "all", None, "both", score, *[np.nan] * 4))
     return pd.DataFrame([*cells, *means], columns=COLUMNS).astype({"section": "Int64"})
 
 
-def _measure(labels: np.ndarray, scores: np.ndarray, decisions: np.ndarray) -> list[float]:
-    """Compute `MEASURES` for one section and domain; NaN for clips of one class only."""
+def _judge(labels: np.ndarray, decisions: np.ndarray) -> list[float]:
+    """Compute precision, recall and F1; NaN for clips of one class only."""
     counted = (labels >= 0) & ~np.isnan(decisions)
-    labels_decided, decisions = labels[counted], decisions[counted]
-    decided = [np.nan] * 3
-    if len(np.unique(labels_decided)) == 2:
-        decided = precision_recall_fscore_support(
-            labels_decided, decisions, average="binary", zero_division=0
-        )[:3]
-    return [compute_auc(labels, scores), compute_pauc(labels, scores), *map(float, decided)]
+    labels, decisions = labels[counted], decisions[counted]
+    if len(np.unique(labels)) < 2:
+        return [np.nan] * 3
+    judged = precision_recall_fscore_support(labels, decisions, average="binary", zero_division=0)
+    return list(map(float, judged[:3]))
 
 
 def _floored_hmean(values: ArrayLike) -> float:

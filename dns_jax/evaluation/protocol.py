@@ -82,28 +82,30 @@ def score_systems(
     def average(scores, of):
         return average_segments(scores, segments.clip, of["clip"])
 
-    inliers = fit_inliers(
-        segments,
-        _fitted_on(config, clips, segments, seed),
-        config.inlier.clusters,
-        seed,
-        say,
-        preemption.stop_if_reached,
-    )
-    if not any(data == "all" for _, data in inliers):
-        raise DataError(f"{machine}: no inlier model can be fitted on all data")
-    by_inliers = {choice: score_by_inliers(segments, h) for choice, h in inliers.items()}
-    serial_oe = choose(
-        {choice: average(scores, test) for choice, scores in by_inliers.items()},
-        config.inlier.default_clusters,
-    )
-    selection["serial_oe"] = serial_oe._asdict()
     scores = {}
     if len(tested.clip):
-        scores = {
-            "ae": (average(segments.ae_score, test), average(segments.ae_score, train)),
-            "serial_oe": tuple(average(by_inliers[serial_oe[:2]], of) for of in (test, train)),
-        }
+        scores["ae"] = average(segments.ae_score, test), average(segments.ae_score, train)
+    inliers = {}
+    if segments.feature.shape[1]:  # else SerialOE was not trained
+        inliers = fit_inliers(
+            segments,
+            _fitted_on(config, clips, segments, seed),
+            config.inlier.clusters,
+            seed,
+            say,
+            preemption.stop_if_reached,
+        )
+        if not any(data == "all" for _, data in inliers):
+            raise DataError(f"{machine}: no inlier model can be fitted on all data")
+        by_inliers = {choice: score_by_inliers(segments, h) for choice, h in inliers.items()}
+        serial_oe = choose(
+            {choice: average(scores, test) for choice, scores in by_inliers.items()},
+            config.inlier.default_clusters,
+        )
+        selection["serial_oe"] = serial_oe._asdict()
+    if inliers and scores:
+        of_segments = by_inliers[serial_oe[:2]]
+        scores["serial_oe"] = average(of_segments, test), average(of_segments, train)
         smoothed = smooth_candidates(tested, config.smoothing, test["clip"], mesh)
         choices = {"proposed": choose(smoothed, config.smoothing.default_k)}
         if oracle := select(smoothed, test, selection["evaluation_sections"]):
@@ -120,7 +122,8 @@ def score_systems(
                 selection["section_oracle"][str(section)] = dict(zip(names, best, strict=True))
     if not is_first():
         return
-    save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
+    if inliers:
+        save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
     for system, (of_test, of_train) in scores.items():
         folder = directory / "scores" / system
         for section in sorted(set(test["section"])):
@@ -132,7 +135,7 @@ def score_systems(
                 )
             if how != "gamma":
                 say(f"{machine} section {section:02d}, {system}: threshold {how}")
-            _write_section(folder, test, of_test, section, threshold)
+            _write_section(folder, test, of_test, section, threshold, config.data.year)
     write_text(directory / "selection.json", json.dumps(selection, indent=1) + "\n")
 
 
@@ -145,18 +148,17 @@ def _fitted_on(config, clips, segments, seed):
     return (segments.split == "train") & part
 
 
-def _write_section(folder, test, scores, section, threshold):
-    """Write the evaluator's files of one system and section, one of each a domain."""
-    for domain in ("source", "target"):
-        rows = np.flatnonzero((test["section"] == section) & (test["domain"] == domain))
-        if not len(rows):
-            continue
-        rows = rows[np.argsort(test["clip"].to_numpy(np.str_)[rows])]
-        files = test["clip"].iloc[rows].tolist()
-        decisions = np.where(np.isnan(scores[rows]), np.nan, scores[rows] > threshold)
-        machine = test["machine"].iloc[0]
-        for kind, write, values in (
-            ("anomaly_score", score_files.write_scores, scores[rows]),
-            ("decision_result", score_files.write_decisions, decisions),
-        ):
-            write(folder / score_files.file_name(kind, machine, section, domain), files, values)
+def _write_section(folder, test, scores, section, threshold, year):
+    """Write the evaluator's files of one system and section, in 2021 one of each a domain."""
+    rows = np.flatnonzero(test["section"] == section)
+    rows = rows[np.argsort(test["clip"].to_numpy(np.str_)[rows])]
+    decisions = np.where(np.isnan(scores), np.nan, scores > threshold)
+    for kind, write, values in (
+        ("anomaly_score", score_files.write_scores, scores),
+        ("decision_result", score_files.write_decisions, decisions),
+    ):
+        cells = test[["machine", "section", "domain"]].iloc[rows].itertuples(index=False)
+        names = np.array([score_files.file_name(kind, *cell, year) for cell in cells])
+        for name in dict.fromkeys(names):
+            here = rows[names == name]
+            write(folder / name, test["clip"].iloc[here].tolist(), values[here])

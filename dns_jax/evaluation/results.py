@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 
 from dns_jax.data.refusals import reading
+from dns_jax.data.years import YEARS
 from dns_jax.evaluation import tables
 from dns_jax.evaluation.bootstrap import bootstrap_difference
 from dns_jax.evaluation.metrics import evaluate
 from dns_jax.evaluation.official import COLUMNS, evaluate_officially, read_results
+from dns_jax.hosts import say
 
 SYSTEMS = ("ae", "serial_oe", "proposed", "oracle")
 _TEXTS = ("machine", "seed", "note")  # columns of the tables that may look like numbers
@@ -43,9 +45,11 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
             with reading(directory / "selection.json"):  # written last, it stands for the scores
                 selection = json.loads((directory / "selection.json").read_text())
                 found = {
-                    system: read_results(ours, {machine: directory / "scores" / system})
+                    system: read_results(
+                        ours, {machine: directory / "scores" / system}, config.data.year
+                    )
                     for system in SYSTEMS
-                    if selection["proposed"] and (system == "ae" or selection[system])
+                    if (directory / "scores" / system).is_dir()
                 }
             selections.append(selection)
             for system, both in found.items():
@@ -57,7 +61,7 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
     results = pd.concat(results)[columns] if results else pd.DataFrame(columns=columns)
     tables.write_csv(results, workdir / "results.csv")
     tables.write_csv(_evaluate_officially(config, tested, runs), workdir / "official.csv")
-    dcase2021 = _is_dcase2021(clips, machines)
+    dcase2021 = _is_dcase2021(clips, machines, config.data.year)
     tables.write_csv(tables.make_table1(selections, dcase2021), workdir / "table1.csv")
     difference = _compare(config, tested, runs)
     table2 = tables.make_table2(results, selections, dcase2021, difference)
@@ -65,12 +69,24 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
 
 
 def _evaluate_officially(config, tested, runs):
-    """The official evaluator's table of every part, seed and system, one below the other."""
+    """The official evaluator's table of every part, seed and system, one below the other.
+
+    Where the task is first-shot, machine types for development are a part of their own.
+    """
+    year = YEARS[config.data.year]
+    if missing := year.official.missing:
+        say(f"official.csv: no official score of {config.data.year} is known: {missing}")
+    parts = {
+        part: tested["section"].isin(config[f"{part}_sections"]).to_numpy()
+        for part in ("validation", "evaluation")
+    }
+    developed = tested["machine"].isin(year.development_machines).to_numpy()
+    parts["development"] = parts["evaluation"] & developed
+    parts["evaluation"] = parts["evaluation"] & ~developed
     official = [pd.DataFrame(columns=["sections", "seed", "system", *COLUMNS])]
-    for part in ("validation", "evaluation"):
-        chosen = tested["section"].isin(config[f"{part}_sections"]).to_numpy()
+    for part, chosen in parts.items():
         for (seed, system), run in runs.items() if chosen.any() else ():
-            table = evaluate_officially(tested[chosen], *run[:, chosen])
+            table = evaluate_officially(tested[chosen], *run[:, chosen], config.data.year)
             official.append(table.assign(sections=part, seed=seed, system=system))
     return pd.concat(official)[official[0].columns]
 
@@ -78,7 +94,7 @@ def _evaluate_officially(config, tested, runs):
 def _compare(config, tested, runs):
     """Proposed minus AE on the evaluation sections, with its interval; None without scores."""
     chosen = tested["section"].isin(config.evaluation_sections).to_numpy()
-    if not runs or not chosen.any():
+    if not all((seed, "proposed") in runs for seed in config.seeds) or not chosen.any():
         return None
     proposed, ae = (
         np.stack([runs[seed, system][0, chosen] for seed in config.seeds])
@@ -99,13 +115,14 @@ def print_tables(workdir: Path) -> None:
     print(f"Every section and domain: {workdir / 'results.csv'}")
 
 
-def _is_dcase2021(clips, machines):
+def _is_dcase2021(clips, machines, year=2021):
     """Whether the machines have the paper's training data: 1,000 + 3 recordings a section."""
     training = clips[(clips["split"] == "train") & clips["machine"].isin(machines)]
     counts = training.groupby(["machine", "section", "domain"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=["source", "target"], fill_value=0)
     return bool(
-        set(machines) <= set(tables.PAPER_TABLE1)
+        year == 2021
+        and set(machines) <= set(tables.PAPER_TABLE1)
         and (counts["source"] >= 1000).all()
         and (counts["target"] == 3).all()
     )

@@ -1,6 +1,7 @@
 """Scores and decisions in the files of the official DCASE evaluator, and the decision threshold.
 
-A file holds one section and domain of one machine, without header: `file,score` or `file,decision`.
+A file holds one section of one machine, in 2021 one domain of it, without header: `file,score` or
+`file,decision`.
 """
 
 import csv
@@ -13,27 +14,30 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from dns_jax.data.years import YEARS
 from dns_jax.files import write_text
 
 # A fit that calls another share of the training clips anomalous, by more than this, has failed.
 FIT_TOLERANCE = 0.05
 
 
-def file_name(kind: str, machine: str, section: int, domain: str) -> str:
+def file_name(kind: str, machine: str, section: int, domain: str, year: int = 2021) -> str:
     """Name a file as the official evaluator looks for it.
 
     Args:
       kind: "anomaly_score" or "decision_result".
       machine: the machine type.
       section: written with two digits at least.
-      domain: "source" or "target".
+      domain: "source" or "target"; in other years than 2021 both are in one file.
+      year: of DCASE Task 2.
 
     Returns:
       For example `anomaly_score_fan_section_03_source_test.csv`.
     """
     if kind not in ("anomaly_score", "decision_result"):
         raise ValueError(f"kind must be 'anomaly_score' or 'decision_result', not {kind!r}")
-    return f"{kind}_{machine}_section_{section:02d}_{domain}_test.csv"
+    cell = YEARS[year].cell.format(machine=machine, section=f"{section:02d}", domain=domain)
+    return f"{kind}_{cell}.csv"
 
 
 def read_scores(path: str | Path) -> tuple[list[str], np.ndarray]:

@@ -196,7 +196,9 @@ def _note(entry: Mapping) -> str:
     if any(choice["how"] == "default" for choice in choices):
         evaluable = "evaluable " if entry["validation_sections"] else ""
         notes.append(f"no {evaluable}validation sections: default")
-    if entry["oracle"] is None:
+    if entry["serial_oe"] is None:
+        notes.append("SerialOE was not trained: AE alone")
+    elif entry["oracle"] is None:
         evaluable = "evaluable " if entry["evaluation_sections"] else ""
         notes.append(f"no {evaluable}evaluation sections: no oracle")
     return "; ".join(notes)
