@@ -3,7 +3,7 @@
     python benchmarks/smoothing.py --out=docs/smoothing_speed
     python benchmarks/smoothing.py --growth
 
-Needs `pip install -e .[bench,report]`. Features are random float32[N, 128]; every rival gets all
+Needs `pip install -e .[bench]`. Features are random float32[N, 128]; every rival gets all
 cores and the form in which it is fastest here, in one process: faiss's flat index, scikit-learn's
 brute force, PyTorch's matrix product and unsorted top-k in blocks. "product" is the bare float32
 matrix product of all rows with all rows, in blocks that are reduced and dropped: no exact search

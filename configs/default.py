@@ -112,5 +112,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.threshold_percentile = 90.0  # of the training recordings' scores, for decisions [B]
 
+    config.report = ml_collections.ConfigDict()  # no part of a run's identity
+    config.report.write = True  # report.html, figures/, ranking.csv, curves.csv
+    config.report.megabytes = 24.0  # of sounds held in it; the others are linked
+
     config.scoring_batch = 32  # segments scored at a time
     return config

@@ -19,6 +19,7 @@ from dns_jax.hosts import is_first, wait_for_all
 _NOT_IDENTITY = (
     *("data_dir", "data.cache_dir", "data.labels", "data.normal", "data.score", "data.others"),
     *("progress", "checkpoint_seconds", "devices", "parallel"),
+    *("report.write", "report.megabytes"),
 )
 
 
@@ -57,7 +58,7 @@ _LIMITS = (
     (
         "True or False",
         lambda v: isinstance(v, bool),
-        "progress data.resample data.skip_bad data.synthetic",
+        "progress data.resample data.skip_bad data.synthetic report.write",
     ),
     (name_years(YEARS), lambda v: type(v) is int and v in YEARS, "data.year"),
     ("different names, as fan,pump", lambda v: _are_different(v, _is_text), "machines"),
@@ -100,7 +101,8 @@ _LIMITS = (
     (
         "from 0 to 1e9",
         lambda v: 0 <= v <= 1e9,
-        "checkpoint_seconds *.front_end.low_hz serial_oe.product_weight serial_oe.weight_decay",
+        "checkpoint_seconds report.megabytes *.front_end.low_hz serial_oe.product_weight "
+        "serial_oe.weight_decay",
     ),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, "serial_oe.dropout"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.train_share"),

@@ -1,4 +1,4 @@
-"""The paper, stage by stage: recordings -> two networks -> segments -> systems -> Tables I and II.
+"""The paper, stage by stage: recordings -> two networks -> segments -> systems -> tables -> report.
 
 Each stage writes named artifacts into the workdir and is passed over when they are there, so a run
 that was stopped anywhere goes on by starting it again. Of several hosts all take part in each
@@ -56,7 +56,8 @@ def run(config, workdir: Path) -> None:
     with noticing_losses(), Preemption().watch() as preemption:
         open_workdir(config, workdir)
         check_shared(workdir / "config.json")
-        if not agree((workdir / "table2.csv").exists()):
+        last = workdir / ("report.html" if config.report.write else "table2.csv")
+        if not agree(last.exists()):
             weights = _digest_weights(config)
             clips, waveforms = read_recordings(config, workdir)
             machines = choose_targets(config, clips)
@@ -72,6 +73,10 @@ def run(config, workdir: Path) -> None:
                     score_systems(config, ours, segments, seed=seed, say=say, **where)
             if is_first():
                 tabulate(config, clips, machines, workdir)
+                if config.report.write:
+                    from dns_jax.evaluation.report import write_report  # with it, plotting
+
+                    write_report(config, clips, waveforms, machines, workdir)
             wait_for_all("tables")
     if is_first():
         print_tables(workdir)

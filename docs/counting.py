@@ -2,8 +2,8 @@
 
     python docs/counting.py --out=docs/counting.png
 
-Needs matplotlib (`pip install -e .[report]`). One query among 1,400 random rows, K = 128; the cuts
-are those of `dns_jax.smoothing._counting`, found here by a plain loop.
+One query among 1,400 random rows, K = 128; the cuts are those of `dns_jax.smoothing._counting`,
+found here by a plain loop.
 """
 
 import argparse

@@ -53,7 +53,9 @@ def test_two_processes_compute_what_one_does(tmp_path):
     print(printed)
     assert "Table II: harmonic mean" in printed
     assert "Table" not in two.logs[1].read_text()
-    Processes(*flags, f"--workdir={tmp_path}/one", devices=2, folder=tmp_path).finish()
+    alone = "--config.report.write=False"
+    Processes(*flags, alone, f"--workdir={tmp_path}/one", devices=2, folder=tmp_path).finish()
+    assert (tmp_path / "two" / "report.html").exists()
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 

@@ -126,16 +126,17 @@ def test_a_pool_of_recordings_has_one_row_for_each():
     assert sorted(pools.clip[0]) == list(range(len(pools.label)))
 
 
-@pytest.mark.parametrize("source_only", [True, False])
-def test_own_windows_among_the_neighbours_are_counted_as_by_hand(source_only):
+@pytest.mark.parametrize("data", ["source", "all"])
+def test_own_windows_among_the_neighbours_are_counted_as_by_hand(data):
     segments, pools = stack()
     test = segments.select((segments.split == "test") & np.isin(segments.section, (0, 2)))
-    counted = count_own_windows(pools, ks=(2, 4, 16), source_only=source_only)
-    for k, share in zip((2, 4, 16), counted, strict=True):
+    counted = count_own_windows(pools, (1, 2, 4, 16), data)
+    assert np.isnan(counted[0])
+    for k, share in zip((2, 4, 16), counted[1:], strict=True):
         own = []
         for row in range(len(test.clip)):
             allowed = (test.section == test.section[row]) & (np.arange(len(test.clip)) != row)
-            allowed &= (test.domain == "source") | (not source_only)
+            allowed &= (test.domain == "source") | (data == "all")
             rows = np.flatnonzero(allowed)
             distance = np.sum((test.feature[rows].astype(float) - test.feature[row]) ** 2, axis=1)
             nearest = rows[np.argsort(distance, kind="stable")[: k - 1]]

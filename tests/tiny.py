@@ -20,6 +20,7 @@ def make_config():
     config.progress = False
     config.checkpoint_seconds = 1e9
     config.devices = 1
+    config.report.write = False
     config.data.update({"rate": 4000, "segment_seconds": 0.5, "hop_seconds": 0.125})
     for network in (config.autoencoder, config.serial_oe):
         network.front_end.update({"mels": 16, "high_hz": 1900.0})

@@ -37,7 +37,7 @@ def measure_neighbours(pools: Pools) -> pd.DataFrame:
                 for k, v in zip(ks, of_data, strict=True)
             ]
     for data in DATA:
-        shares = np.asarray(count_own_windows(pools, ks=ks, source_only=data == "source"))
+        shares = count_own_windows(pools, ks, data)
         rows += [
             ("own_windows", k, data, share, np.nan)
             for k, share in zip(ks, shares, strict=True)

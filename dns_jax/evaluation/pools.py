@@ -169,20 +169,28 @@ def measure_draws(pools, drawn, ks, own_windows=True):
     return harmonic_mean(np.stack(measured), axis=(-2, -1))
 
 
-@partial(jax.jit, static_argnames=("ks", "source_only"))
-def count_own_windows(pools, *, ks, source_only):
-    """f32[K], the mean share of own windows among the K - 1 neighbours; 0 / 0 for K = 1."""
-    clips = len(pools.label)
-    there = pools.clip < clips
+def count_own_windows(pools: Pools, ks: Sequence[int], data: str) -> np.ndarray:
+    """Count whose windows the neighbours are.
 
-    def count(pool):  # eq. 7 of "is it recording c" counts the neighbours that are c's windows
-        feature, clip, there = pool
-        candidates = there & (pools.source | (not source_only))[jnp.minimum(clip, clips - 1)]
-        columns = jax.nn.one_hot(clip, clips)
-        averaged = smooth_sweep(columns, feature, ks, candidates=candidates)
-        return jnp.sum(averaged * columns, axis=-1)  # [K, rows]
+    Args:
+      pools: of `stack_pools`.
+      ks: the K.
+      data: "source" or "all", whose rows may be neighbours.
 
-    averaged = jax.lax.map(count, (pools.feature, pools.clip, there))
-    k = jnp.array(ks, jnp.float32)[:, None, None]
-    shares = (k * jnp.moveaxis(averaged, 1, 0) - 1) / (k - 1)
-    return jnp.sum(jnp.where(there, shares, 0), axis=(1, 2)) / jnp.sum(there)
+    Returns:
+      f64[K], the share of the K - 1 neighbours that are windows of the row's own recording, over
+      all rows; NaN for K = 1.
+    """
+    found = np.zeros(pools.clip.shape[1])  # own windows by rank, the nearest first
+    for feature, clip in zip(pools.feature, pools.clip, strict=True):
+        rows = np.flatnonzero(clip < len(pools.label))
+        feature, clip = feature[rows].astype(np.float64), clip[rows]
+        candidates = np.flatnonzero(pools.source[clip] | (data == "all"))
+        for row in range(len(rows)):
+            others = candidates[candidates != row]
+            distance = np.sum((feature[others] - feature[row]) ** 2, axis=1)
+            order = others[np.argsort(distance, kind="stable")]
+            found[: len(order)] += clip[order] == clip[row]
+    rows = np.sum(pools.clip < len(pools.label))
+    counts = np.append(0, np.cumsum(found))
+    return np.array([counts[k - 1] / (rows * (k - 1)) if k > 1 else np.nan for k in ks])

@@ -15,6 +15,12 @@ from dns_jax.evaluation.official import COLUMNS, evaluate_officially, read_resul
 from dns_jax.hosts import say
 
 SYSTEMS = ("ae", "serial_oe", "proposed", "oracle")
+TITLES = {
+    "table1": "Table I: hyper-parameters",
+    "table2": "Table II: harmonic mean of AUC and pAUC, in %",
+}
+LISTED = 10  # recordings of a ranking that are printed, of each machine
+_RANKED = ("machine", "rank", "clip", "score", "deviations", "anomalous")
 _TEXTS = ("machine", "seed", "note")  # columns of the tables that may look like numbers
 
 
@@ -103,16 +109,43 @@ def _compare(config, tested, runs):
     return bootstrap_difference(tested[chosen], proposed, ae)
 
 
+def read_tables(workdir: Path) -> dict[str, pd.DataFrame]:
+    """Return Tables I and II as they lie in the workdir, `table1` and `table2`."""
+    with reading(workdir / "table2.csv"):  # the last one written, it stands for all
+        return {
+            name: pd.read_csv(workdir / f"{name}.csv", dtype=dict.fromkeys(_TEXTS, str))
+            for name in TITLES
+        }
+
+
+def has_values(table2: pd.DataFrame) -> bool:
+    """Whether there is a number in Table II; there is none where no recording is labelled."""
+    return bool(table2.drop(columns=["source", "seed", "method"]).notna().any(axis=None))
+
+
 def print_tables(workdir: Path) -> None:
-    """Print Tables I and II as they lie in the workdir."""
-    for name, title in (
-        ("table1", "Table I: hyper-parameters"),
-        ("table2", "Table II: harmonic mean of AUC and pAUC, in %"),
-    ):
-        with reading(workdir / "table2.csv"):  # the last one written, it stands for all
-            table = pd.read_csv(workdir / f"{name}.csv", dtype=dict.fromkeys(_TEXTS, str))
-        print(tables.format_table(table, title), end="\n\n")
-    print(f"Every section and domain: {workdir / 'results.csv'}")
+    """Print what a run has found, as it lies in the workdir.
+
+    That are Tables I and II, the paper's findings where the data are DCASE 2021, and the first of
+    the ranking where no recording is labelled.
+    """
+    for name, table in read_tables(workdir).items():
+        if name == "table1" or has_values(table):
+            print(tables.format_table(table, TITLES[name]), end="\n\n")
+    files = {"Every section and domain": workdir / "results.csv"}
+    if (workdir / "report.html").exists():
+        with reading(workdir / "report.html"):  # written last, it stands for the files beside it
+            findings = pd.read_csv(workdir / "findings.csv")
+            ranking = pd.read_csv(workdir / "ranking.csv", dtype={"machine": str, "clip": str})
+        if len(findings):
+            print(tables.format_table(findings, "What the paper found, here"), end="\n\n")
+        if (ranking["label"] < 0).all():
+            first = ranking.groupby("machine", sort=False).head(LISTED)
+            print(tables.format_table(first[[*_RANKED]], "Listen to these first"), end="\n\n")
+            files["All of them, ranked"] = workdir / "ranking.csv"
+        files["To look at and listen to"] = workdir / "report.html"
+    for what, file in files.items():
+        print(f"{what}: {file}")
 
 
 def _is_dcase2021(clips, machines, year=2021):

@@ -163,10 +163,8 @@ def format_table(table: pd.DataFrame, title: str) -> str:
       Lines without a trailing newline; below Table II one names the section where SerialOE is
       worst.
     """
-    table = table.astype({name: "Int64" for name in SIZES if name in table})
     columns = []
-    for name in table:
-        cells = ["" if pd.isna(value) else _format(value) for value in table[name]]
+    for name, cells in zip(table, _format_columns(table), strict=True):
         width = max(map(len, [str(name), *cells]))
         align = str.rjust if pd.api.types.is_numeric_dtype(table[name]) else str.ljust
         columns.append([align(cell, width) for cell in (str(name), *cells)])
@@ -179,6 +177,11 @@ def format_table(table: pd.DataFrame, title: str) -> str:
                 f"SerialOE is worst in {after[0]}: AUC [%] there, harmonic means elsewhere"
             )
     return "\n".join(lines)
+
+
+def format_cells(table: pd.DataFrame) -> list[list[str]]:
+    """Return the cells of a table row by row: two decimals, "" where there is no value."""
+    return [list(row) for row in zip(*_format_columns(table), strict=True)]
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> None:
@@ -216,6 +219,11 @@ def _single_sections(pooled: pd.DataFrame, evaluated: set[tuple]) -> list[tuple[
 
 def _hmean(cells: pd.DataFrame) -> float:
     return harmonic_mean(cells[["auc", "pauc"]])
+
+
+def _format_columns(table: pd.DataFrame) -> list[list[str]]:
+    table = table.astype({name: "Int64" for name in SIZES if name in table})
+    return [["" if pd.isna(value) else _format(value) for value in table[name]] for name in table]
 
 
 def _format(value: object) -> str:

@@ -1,0 +1,95 @@
+"""What a run has found out about one machine, read back for its figures and report."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dns_jax.data.refusals import reading
+from dns_jax.evaluation.results import SYSTEMS
+from dns_jax.evaluation.score_files import read_scores
+from dns_jax.evaluation.systems import DATA, take_unit
+from dns_jax.scoring import Segments, load_segments
+from dns_jax.smoothing import smooth
+
+
+class Outcome(NamedTuple):
+    """One machine and seed.
+
+    Attributes:
+      machine: its name.
+      segments: all of its segments.
+      selection: `selection.json`, see `tables`.
+      tested: one row per scored test recording, sorted by name: clip, section, domain, label, and
+        the score and the decision (0, 1, NaN) of every system, as `ae` and `ae_decision`.
+    """
+
+    machine: str
+    segments: Segments
+    selection: dict
+    tested: pd.DataFrame
+
+    @property
+    def systems(self) -> list[str]:
+        """The systems that have scores, in the order of Table II."""
+        return [system for system in SYSTEMS if system in self.tested]
+
+    @property
+    def choice(self) -> tuple[int, str] | None:
+        """(K, Data) of Proposed, None where there is none."""
+        chosen = self.selection["proposed"]
+        return chosen and (chosen["size"], chosen["data"])
+
+
+def read_outcome(workdir: Path, machine: str, seed: int) -> Outcome:
+    """Read what a finished run has left about a machine.
+
+    Raises:
+      DataError: an artifact is missing or damaged.
+    """
+    directory = Path(workdir) / machine / f"seed_{seed}"
+    segments = load_segments(directory / "segments.npz")
+    with reading(directory / "selection.json"):
+        selection = json.loads((directory / "selection.json").read_text())
+        test = segments.select(segments.split == "test")
+        clips, first = np.unique(test.clip, return_index=True)
+        columns = {name: getattr(test, name)[first] for name in ("section", "domain", "label")}
+        tested = pd.DataFrame({"clip": clips, **columns})
+        for system in SYSTEMS:
+            folder = directory / "scores" / system
+            for kind, column in (
+                ("anomaly_score", system),
+                ("decision_result", f"{system}_decision"),
+            ):
+                if files := sorted(folder.glob(f"{kind}_*.csv")):
+                    tested[column] = _look_up(files, clips)
+    return Outcome(machine, segments, selection, tested)
+
+
+def _look_up(files, clips):
+    """f64[clips] from the score or decision files of a system."""
+    value_of = {}
+    for file in files:
+        value_of |= dict(zip(*read_scores(file), strict=True))
+    return np.array([value_of[clip] for clip in clips.tolist()])
+
+
+def smooth_section(
+    segments: Segments, choice: tuple[int, str], unit: str = "segment"
+) -> tuple[Segments, np.ndarray]:
+    """Smooth the test rows of one section (eq. 7).
+
+    Args:
+      segments: the test segments of one section.
+      choice: (K, Data).
+      unit: "segment" or "clip" (`config.smoothing.unit`).
+
+    Returns:
+      The rows of the pool, and a_prop of each, f32[rows].
+    """
+    k, data = choice
+    rows = take_unit(segments, unit)
+    candidates = (rows.domain == "source") | (data == DATA[1])
+    return rows, np.asarray(smooth(rows.ae_score, rows.feature, k, candidates=candidates))

@@ -1,0 +1,113 @@
+"""Which recordings to listen to first: the test recordings of a run by how far they stand out.
+
+Scores of sections are not on one scale. What a recording is ranked by is how many standard
+deviations its score lies above those of the section's normal training recordings (for Proposed
+these are smoothed as queries against the test pool, as for the decision threshold).
+"""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from dns_jax.evaluation.outcomes import Outcome, smooth_section
+from dns_jax.evaluation.systems import average_segments, take_unit
+from dns_jax.scoring import Segments
+from dns_jax.smoothing import smooth_queries
+
+COLUMNS = (
+    *("machine", "rank", "clip", "section", "domain", "label", "system", "score", "deviations"),
+    *("anomalous", "ae_score", "ae_rank", "nearest"),
+)
+
+
+def rank_recordings(outcome: Outcome, smoothing) -> pd.DataFrame:
+    """Rank the test recordings of a machine, the most suspicious first.
+
+    Args:
+      outcome: of the machine.
+      smoothing: `config.smoothing`, the unit of the pool.
+
+    Returns:
+      `COLUMNS`: system "proposed", or "ae" where nothing was smoothed; its score; deviations from
+      the normal training recordings [standard deviations]; anomalous, the decision (0, 1); the
+      autoencoder's score and the rank by it; nearest, the names of the recordings that most of its
+      segments are nearest to in the discriminative feature space, `;` between them.
+    """
+    system = "proposed" if outcome.choice else "ae"
+    tested = outcome.tested.assign(machine=outcome.machine, system=system, nearest="")
+    tested = tested.rename(columns={f"{system}_decision": "anomalous"})
+    tested["score"], tested["ae_score"] = tested[system], tested["ae"]
+    for name in (system, "ae"):
+        tested[f"{name}_deviations"] = np.nan
+        for section, members in tested.groupby("section").indices.items():
+            training = _score_training(outcome, int(section), name, smoothing)
+            spread = np.std(training, ddof=1) if len(training) > 1 else 0.0
+            if spread > 0:
+                above = tested[name].to_numpy()[members] - np.mean(training)
+                tested.loc[tested.index[members], f"{name}_deviations"] = above / spread
+    tested["deviations"] = tested[f"{system}_deviations"]
+    tested["ae_rank"] = tested["ae_deviations"].rank(ascending=False, method="first")
+    if outcome.choice:
+        nearest = _list_nearest(outcome, smoothing)
+        tested["nearest"] = [";".join(nearest.get(clip, ())) for clip in tested["clip"]]
+    tested = tested.sort_values(["deviations", "score"], ascending=False, kind="stable")
+    tested["rank"] = np.arange(1, len(tested) + 1)
+    return tested[[*COLUMNS]].astype({"ae_rank": "Int64", "anomalous": "Int64"})
+
+
+def find_neighbours(rows: Segments, data: str, count: int) -> np.ndarray:
+    """Find the nearest rows of different other recordings, as eq. 7 sees them.
+
+    Args:
+      rows: of one pool.
+      data: "source" or "all", whose rows may be neighbours.
+      count: of recordings.
+
+    Returns:
+      i64[rows, count], the nearest first; -1 where there are no more.
+    """
+    clip = np.unique(rows.clip, return_inverse=True)[1]
+    candidates = np.flatnonzero((rows.domain == "source") | (data == "all"))
+    feature = rows.feature.astype(np.float64) - rows.feature.mean(axis=0)
+    squares = np.sum(feature**2, axis=1)
+    found = np.full((len(clip), count), -1)
+    for row in range(len(clip)):
+        distance = squares[candidates] - 2 * feature[candidates] @ feature[row]
+        order = candidates[np.argsort(distance, kind="stable")]
+        order = order[clip[order] != clip[row]]
+        _, first = np.unique(clip[order], return_index=True)
+        nearest = order[np.sort(first)[:count]]
+        found[row, : len(nearest)] = nearest
+    return found
+
+
+def _score_training(outcome, section, system, smoothing):
+    """f64[recordings], finite scores of the section's training recordings under a system."""
+    here = outcome.segments.select(outcome.segments.section == section)
+    queries, pool = (
+        take_unit(here.select(here.split == split), smoothing["unit"])
+        for split in ("train", "test")
+    )
+    scores = queries.ae_score
+    if system == "proposed" and len(queries.clip):
+        k, data = outcome.choice
+        candidates = (pool.domain == "source") | (data == "all")
+        of_pool = pool.ae_score, pool.feature, min(k, len(pool.clip) + 1)
+        scores = smooth_queries(scores, queries.feature, *of_pool, candidates=candidates)
+    scores = average_segments(np.asarray(scores), queries.clip, np.unique(queries.clip))
+    return scores[np.isfinite(scores)]
+
+
+def _list_nearest(outcome, smoothing, count=3):
+    """{recording: the other recordings that its segments are nearest to}."""
+    test = outcome.segments.select(outcome.segments.split == "test")
+    nearest = {}
+    for section in np.unique(test.section):
+        here = test.select(test.section == section)
+        rows, _ = smooth_section(here, outcome.choice, smoothing["unit"])
+        found = find_neighbours(rows, outcome.choice[1], count)
+        for clip in np.unique(rows.clip):
+            names = rows.clip[found[rows.clip == clip]][found[rows.clip == clip] >= 0]
+            nearest[str(clip)] = [name for name, _ in Counter(names.tolist()).most_common(count)]
+    return nearest
