@@ -1,6 +1,6 @@
 r"""Real features, end to end: both networks, SerialOE's mixtures and eq. 7 on MIMII at clip level.
 
-python benchmarks/mimii_features.py DIR --machines fan slider --seeds 0 1 2
+python benchmarks/mimii_features.py DIR --machines fan slider --seeds 0 1 2 --figures=OUT
 
 DIR/<machine>/<snr>_id_<id>_{normal,abnormal}.npy (snr6, snr0, snr_6; 00, 02, 04, 06) hold a row a
 clip, whose first 128 numbers are the time mean of the orthonormal DCT of its natural-log mel
@@ -21,6 +21,9 @@ leaves open and this one sets: the clips held out, batches of 128 for f_G and 64
 Flax's initial weights, no weight decay, the weights of the last epoch, negatives of the same SNR,
 K = 1, 2, 4, ... 256 to choose from. Batch norm and ReLU follow f_D's last layer too: without them
 SerialOE lay further from the reference on the slider (89.6 instead of 95.2 at 6 dB).
+
+With --figures the first seed's Fig. 5 and curve of the anomaly rate are drawn for every machine and
+SNR, and their numbers printed.
 """
 
 import argparse
@@ -45,7 +48,10 @@ from tqdm import tqdm
 from dns_jax import smooth_sweep
 from dns_jax.data.batches import count_steps, draw_rows
 from dns_jax.data.refusals import DataError, printable
+from dns_jax.evaluation.curves import measure_anomaly_rates, measure_pool_sizes
+from dns_jax.evaluation.drawing import draw_anomaly_rates, draw_pool_sizes, save_figure
 from dns_jax.evaluation.metrics import section_hmean
+from dns_jax.evaluation.pools import stack_pools
 from dns_jax.evaluation.selection import select
 from dns_jax.hosts import Preemption
 from dns_jax.inlier import fit_inlier, score_features
@@ -54,6 +60,7 @@ from dns_jax.models.batch_norm import BatchNorm
 from dns_jax.models.serial_oe import draw_mixture, mix_up, serial_oe_loss
 from dns_jax.one_cycle import one_cycle_adamw
 from dns_jax.parallel import make_mesh
+from dns_jax.scoring import Segments
 from dns_jax.training import Schedule, Task, TrainingError, fit
 
 SNRS = {"snr6": "6 dB", "snr0": "0 dB", "snr_6": "-6 dB"}
@@ -248,8 +255,14 @@ def score_by_components(cell: Cell, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return error, score_features(mixture, inside) + outside / (2 * pca.noise_variance_)
 
 
-def measure(cell: Cell, seed: int) -> dict[str, float]:
-    """Train both networks and return the harmonic mean of every method in %."""
+def measure(cell: Cell, seed: int, figure: Path | None = None) -> dict[str, float]:
+    """Train both networks and return the harmonic mean of every method in %.
+
+    Args:
+      cell: the clips.
+      seed: of the networks.
+      figure: what the names of the curves' figures begin with; None: they are not drawn.
+    """
     f_g, f_d = train_autoencoder(cell, seed), train_discriminator(cell, seed)
     a_g = np.square(cell.test - f_g(cell.test, train=False)).mean(axis=1)
     train, test = (np.asarray(f_d(psi, train=False)) for psi in (cell.train, cell.test))
@@ -271,7 +284,33 @@ def measure(cell: Cell, seed: int) -> dict[str, float]:
     methods |= {f"Prop K={k}": smoothed[k, "source"] for k in (16, 32, 64, 128, 256)}
     methods |= {f"Prop {rule} K": x for rule, x in choose(smoothed, cell.clips).items()}
     ids = range(len(IDS))
+    if figure:
+        lines = {"ae": a_g, "serial_oe": serial_oe[2, "source"]}
+        lines = {name: section_hmean(cell.clips, x, ids) for name, x in lines.items()}
+        draw_curves(cell, a_g, test, lines, figure)
     return {name: 100 * section_hmean(cell.clips, x, ids) for name, x in methods.items()}
+
+
+def draw_curves(cell: Cell, a_g, f_d, lines: Mapping[str, float], figure: Path) -> None:
+    """Draw the metric against the size of the pool (Fig. 5) and against its rate of anomalies."""
+    count = len(a_g)
+    segments = Segments(
+        clip=np.array([f"{number:06d}" for number in range(count)]),
+        split=np.full(count, "test"),
+        section=cell.clips["section"].to_numpy(np.int32),
+        domain=np.full(count, "source"),
+        label=cell.clips["label"].to_numpy(np.int32),
+        start=np.zeros(count, np.float32),
+        ae_score=np.float32(a_g),
+        feature=np.float32(f_d),
+    )
+    pools = stack_pools(segments, range(len(IDS)), "segment", "section")
+    sizes, rates = measure_pool_sizes(pools), measure_anomaly_rates(pools, (32, "all"))
+    save_figure(draw_pool_sizes(sizes, lines), figure.with_name(f"{figure.name}_pool.png"))
+    save_figure(draw_anomaly_rates(rates, lines), figure.with_name(f"{figure.name}_rate.png"))
+    for curve in (sizes, rates):
+        table = curve.assign(value=100 * curve["value"], std=100 * curve["std"])
+        print(figure.name, table.round(2).to_string(index=False), sep="\n", flush=True)
 
 
 def choose(candidates: Mapping, clips: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -304,6 +343,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--machines", nargs="+", default=["fan", "slider"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--figures", type=Path, metavar="OUT")
     args = parser.parse_args()
     for folder in (args.directory, *(args.directory / machine for machine in args.machines)):
         if not folder.is_dir():
@@ -316,10 +356,10 @@ def main() -> None:
             for machine in args.machines
             for snr in SNRS
         }
-        columns = {
-            column: pd.DataFrame(map(measure, runs, args.seeds))
-            for column, runs in tqdm(cells.items(), unit="column", disable=None)
-        }
+        columns = {}
+        for column, runs in tqdm(cells.items(), unit="column", disable=None):
+            figures = [args.figures and args.figures / "_".join(column), *[None] * len(runs)]
+            columns[column] = pd.DataFrame(map(measure, runs, args.seeds, figures))
     except (DataError, TrainingError) as error:
         sys.exit(f"mimii_features: {error}")
     print(format_table(columns))

@@ -132,6 +132,7 @@ def test_own_windows_among_the_neighbours_are_counted_as_by_hand(data):
     test = segments.select((segments.split == "test") & np.isin(segments.section, (0, 2)))
     counted = count_own_windows(pools, (1, 2, 4, 16), data)
     assert np.isnan(counted[0])
+    assert np.isnan(count_own_windows(pools, (1024,), data)).all()
     for k, share in zip((2, 4, 16), counted[1:], strict=True):
         own = []
         for row in range(len(test.clip)):

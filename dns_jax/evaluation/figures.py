@@ -69,6 +69,7 @@ def draw_space(
     section: int,
     domain: str = "",
     ks: tuple[int, ...] = (),
+    data: str = "",
     share: float = 1.0,
 ) -> Figure:
     """Draw the feature space of a section before and after smoothing: Figs. 3 and 4.
@@ -77,14 +78,16 @@ def draw_space(
       outcome: of a machine.
       smoothing: `config.smoothing`, for the unit of the pool.
       section: the section.
-      domain: "source" or "target", what is drawn (the pool is Data of Table I); "": both.
+      domain: "source" or "target", what is drawn; "": both.
       ks: one picture for each, beside that of a_G; none: K of Proposed and
         of Oracle.
+      data: "source" or "all", the rows that may be neighbours; "": Data of Table I.
       share: of the segments drawn.
     """
     segments = outcome.segments.select(outcome.segments.section == section)
     training, test = (segments.select(segments.split == split) for split in ("train", "test"))
-    chosen, data = outcome.choice or (1, "all")
+    chosen, chosen_data = outcome.choice or (1, "all")
+    data = data or chosen_data
     unit = smoothing["unit"]
     rows, a_g = smooth_section(test, (1, "all"), unit)
     scores = {"$a_G$": a_g}
@@ -122,6 +125,7 @@ def main() -> None:
     of_space.add_argument("--section", type=int, help="the first evaluation section, if not given")
     of_space.add_argument("--domain", choices=["source", "target"], help="both, if not given")
     of_space.add_argument("--k", type=int, nargs="+", default=(), help="Table I, if not given")
+    of_space.add_argument("--data", choices=["source", "all"], default="", help="likewise")
     of_space.add_argument("--share", type=float, default=1.0, help="of the segments drawn")
     args = parser.parse_args()
     try:
@@ -177,7 +181,8 @@ def _draw(args):
     pool = np.sum((outcome.segments.split == "test") & (outcome.segments.section == section))
     if wrong := [k for k in args.k if not 1 <= k <= pool]:
         raise _Mistake(f"--k={wrong[0]}: it must be from 1 to {pool}, the segments of the section")
-    return draw_space(outcome, smoothing, section, args.domain or "", tuple(args.k), args.share)
+    choice = args.domain or "", tuple(args.k), args.data, args.share
+    return draw_space(outcome, smoothing, section, *choice)
 
 
 if __name__ == "__main__":

@@ -179,13 +179,15 @@ def count_own_windows(pools: Pools, ks: Sequence[int], data: str) -> np.ndarray:
 
     Returns:
       f64[K], the share of the K - 1 neighbours that are windows of the row's own recording, over
-      all rows; NaN for K = 1.
+      all rows; NaN for K = 1 and where K exceeds the smallest pool.
     """
     found = np.zeros(pools.clip.shape[1])  # own windows by rank, the nearest first
+    smallest = len(found)
     for feature, clip in zip(pools.feature, pools.clip, strict=True):
         rows = np.flatnonzero(clip < len(pools.label))
         feature, clip = feature[rows].astype(np.float64), clip[rows]
         candidates = np.flatnonzero(pools.source[clip] | (data == "all"))
+        smallest = min(smallest, len(candidates))
         for row in range(len(rows)):
             others = candidates[candidates != row]
             distance = np.sum((feature[others] - feature[row]) ** 2, axis=1)
@@ -193,4 +195,6 @@ def count_own_windows(pools: Pools, ks: Sequence[int], data: str) -> np.ndarray:
             found[: len(order)] += clip[order] == clip[row]
     rows = np.sum(pools.clip < len(pools.label))
     counts = np.append(0, np.cumsum(found))
-    return np.array([counts[k - 1] / (rows * (k - 1)) if k > 1 else np.nan for k in ks])
+    return np.array(
+        [counts[k - 1] / (rows * (k - 1)) if 1 < k <= smallest else np.nan for k in ks]
+    )
