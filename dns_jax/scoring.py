@@ -129,5 +129,5 @@ def save_segments(path: Path, segments: Segments) -> None:
 
 def load_segments(path: Path) -> Segments:
     """Read `segments.npz`; raises DataError where it is damaged."""
-    with reading(path), np.load(path) as arrays:
+    with reading(path), open(path, "rb") as file, np.load(file) as arrays:
         return Segments(*(arrays[field] for field in Segments._fields))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from dns_jax.evaluation.drawing import place_features, save_figure
 from dns_jax.evaluation.metrics import compute_auc
-from dns_jax.evaluation.outcomes import Outcome, read_outcome, smooth_section
+from dns_jax.evaluation.outcomes import Outcome, read_outcome, smooth_tests
 from dns_jax.evaluation.ranking import find_neighbours
 
 MARKERS = ((0, "o", 16, "normal"), (1, "X", 34, "anomalous"))
@@ -61,7 +61,7 @@ def draw_overview(outcome: Outcome, section: int, k: int) -> Figure:
     """Draw Fig. 2: a_G in the feature space, the neighbours of one segment, a_prop."""
     segments = outcome.segments.select(outcome.segments.section == section)
     test = segments.select(segments.split == "test")
-    _, a_prop = smooth_section(test, (k, "all"))
+    _, a_prop = smooth_tests(test, (k, "all"), {"unit": "segment", "scope": "section"})
     place = place_features(test.feature)
     risen = np.argsort(np.argsort(a_prop)) - np.argsort(np.argsort(test.ae_score))
     one = np.argmax(np.where(test.label == 1, risen, -len(risen)))

@@ -186,6 +186,16 @@ def test_without_a_report_there_is_none_and_the_run_is_the_same(run, tree):
     shutil.move(run / "elsewhere" / "report.html", run)
 
 
+def test_a_machine_without_test_recordings_has_nothing_to_listen_to(tree, tmp_path):
+    config = make_config(tree, **{"report.write": True})
+    config.machines = ("pump",)
+    experiment.run(config, tmp_path / "run")
+    page = Reader((tmp_path / "run" / "report.html").read_text())
+    assert page.data["machines"] == []
+    assert "0 test recordings" in " ".join(page.text)
+    assert pd.read_csv(tmp_path / "run" / "ranking.csv").empty
+
+
 # Recordings of any names
 
 

@@ -84,8 +84,11 @@ def _list_audio(folder: Path, field: str) -> Iterator[Path]:
 
     if not folder.is_dir():
         raise DataError(f"--config.data.{field}={printable(folder)}: there is no such folder")
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {folder.resolve()}
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in visible if (Path(place) / name).resolve() not in seen]
+        seen |= {(Path(place) / name).resolve() for name in folders}  # links may lead in a circle
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and (suffix in RECORDINGS or suffix in OTHER_AUDIO):

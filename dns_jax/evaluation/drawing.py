@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 from dns_jax.evaluation.tables import METHODS
 from dns_jax.files import write_file
@@ -70,7 +71,7 @@ def draw_space(
     dots = None
     for axis, (title, of_score) in zip(axes, scores.items(), strict=True):
         ranks = np.zeros(len(place))
-        ranks[tested] = np.argsort(np.argsort(of_score[tested])) / max(1, np.sum(tested) - 1)
+        ranks[tested] = (rankdata(of_score[tested]) - 1) / max(1, np.sum(tested) - 1)
         axis.scatter(*place[train].T, s=8, c="0.8", linewidths=0, label="training")
         for label, marker, size, name in _MARKERS:
             rows = test & (segments.label == label)
@@ -123,7 +124,8 @@ def draw_neighbours(
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.legend(fontsize="small")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="small")
     return figure
 
 
@@ -180,12 +182,18 @@ def draw_section(tested: pd.DataFrame, systems: Sequence[str]) -> Figure:
     *histograms, roc = figure.subplots(1, len(shown) + 1)
     for axis, system in zip(histograms, shown, strict=True):
         scores = tested[system].to_numpy()
-        bins = np.histogram_bin_edges(scores[np.isfinite(scores)], bins=24)
+        finite = scores[np.isfinite(scores)]
+        low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+        if high - low < 1e-6 * abs(high):
+            low, high = low - 0.5, high + 0.5
+        bins = np.linspace(low, high, 25)
         for label, colour in ((0, "tab:blue"), (1, "tab:red"), (-1, "0.5")):
             rows = (tested["label"] == label).to_numpy()
             name = {0: "normal", 1: "anomalous", -1: "not labelled"}[label]
             if rows.any():
-                axis.hist(scores[rows], bins, color=colour, alpha=0.55, label=name)
+                axis.hist(
+                    scores[rows & np.isfinite(scores)], bins, color=colour, alpha=0.55, label=name
+                )
         axis.set(title=METHODS[system], xlabel="anomaly score", ylabel="recordings")
         axis.legend(fontsize="small")
     known = tested[tested["label"] >= 0]

@@ -184,12 +184,15 @@ def describe_band(
 
     Returns:
       (from, to, difference): Hz, Hz and dB, of the mean over time in the band around the largest
-      deviation in units of the normal recordings' spread; None with fewer than two of those.
+      deviation in units of the normal recordings' spread; None with fewer than two of those
+      and for a recording that does not differ.
     """
     if len(normal) < 2:
         return None
     difference = spectrum - normal.mean(axis=0)
     unusual = difference / np.maximum(normal.std(axis=0, ddof=1), _LEAST_SPREAD)
+    if not unusual.any():
+        return None
     peak = int(np.argmax(np.abs(unusual)))
     alike = unusual * np.sign(unusual[peak]) > abs(unusual[peak]) / 2
     low = peak - int(np.argmin(np.append(alike[peak::-1], False))) + 1

@@ -10,9 +10,11 @@ import pandas as pd
 from dns_jax.data.refusals import reading
 from dns_jax.evaluation.results import SYSTEMS
 from dns_jax.evaluation.score_files import read_scores
-from dns_jax.evaluation.systems import DATA, take_unit
+from dns_jax.evaluation.systems import take_unit
 from dns_jax.scoring import Segments, load_segments
 from dns_jax.smoothing import smooth
+
+_SELECTION = ("serial_oe", "proposed", "oracle", "evaluation_sections")
 
 
 class Outcome(NamedTuple):
@@ -52,7 +54,9 @@ def read_outcome(workdir: Path, machine: str, seed: int) -> Outcome:
     directory = Path(workdir) / machine / f"seed_{seed}"
     segments = load_segments(directory / "segments.npz")
     with reading(directory / "selection.json"):
-        selection = json.loads((directory / "selection.json").read_text())
+        selection = dict(json.loads((directory / "selection.json").read_text()))
+        for name in _SELECTION:
+            selection[name]
         test = segments.select(segments.split == "test")
         clips, first = np.unique(test.clip, return_index=True)
         columns = {name: getattr(test, name)[first] for name in ("section", "domain", "label")}
@@ -63,33 +67,39 @@ def read_outcome(workdir: Path, machine: str, seed: int) -> Outcome:
                 ("anomaly_score", system),
                 ("decision_result", f"{system}_decision"),
             ):
-                if files := sorted(folder.glob(f"{kind}_*.csv")):
-                    tested[column] = _look_up(files, clips)
+                if (system == "ae" and len(clips)) or folder.is_dir():
+                    tested[column] = _look_up(folder.glob(f"{kind}_*.csv"), clips)
     return Outcome(machine, segments, selection, tested)
 
 
 def _look_up(files, clips):
     """f64[clips] from the score or decision files of a system."""
     value_of = {}
-    for file in files:
+    for file in sorted(files):
         value_of |= dict(zip(*read_scores(file), strict=True))
     return np.array([value_of[clip] for clip in clips.tolist()])
 
 
-def smooth_section(
-    segments: Segments, choice: tuple[int, str], unit: str = "segment"
+def smooth_tests(
+    segments: Segments, choice: tuple[int, str], smoothing
 ) -> tuple[Segments, np.ndarray]:
-    """Smooth the test rows of one section (eq. 7).
+    """Smooth the test rows of a machine (eq. 7).
 
     Args:
-      segments: the test segments of one section.
-      choice: (K, Data).
-      unit: "segment" or "clip" (`config.smoothing.unit`).
+      segments: of the machine.
+      choice: (K, Data); K at most the rows of the smallest pool.
+      smoothing: `config.smoothing`, unit and scope of the pools.
 
     Returns:
-      The rows of the pool, and a_prop of each, f32[rows].
+      The rows of the pools, in the order of the segments, and a_prop of each, f32[rows].
     """
     k, data = choice
-    rows = take_unit(segments, unit)
-    candidates = (rows.domain == "source") | (data == DATA[1])
-    return rows, np.asarray(smooth(rows.ae_score, rows.feature, k, candidates=candidates))
+    rows = take_unit(segments.select(segments.split == "test"), smoothing["unit"])
+    candidates = (rows.domain == "source") | (data == "all")
+    pool = rows.section if smoothing["scope"] == "section" else np.zeros_like(rows.section)
+    a_prop = np.empty(len(pool), np.float32)
+    for here in (pool == number for number in np.unique(pool)):
+        a_prop[here] = smooth(
+            rows.ae_score[here], rows.feature[here], k, candidates=candidates[here]
+        )
+    return rows, a_prop

@@ -30,7 +30,8 @@ class Pools(NamedTuple):
       clip: i32[pools, rows], number of the recording; that of all recordings where filled up.
       label: i32[clips], 0 normal, 1 anomalous, -1 unknown.
       source: bool[clips], of the source domain.
-      section: i32[clips], from 0, in the order of the sections.
+      section: i32[clips], from 0, in the order of the sections; -1 of a recording that is in the
+        pool and not evaluated.
     """
 
     score: np.ndarray
@@ -50,9 +51,12 @@ def stack_pools(segments: Segments, sections: Sequence[int], unit: str, scope: s
       unit: "segment" or "clip", the rows of a pool (`config.smoothing.unit`).
       scope: "section" or "machine", what one pool holds (`config.smoothing.scope`).
     """
-    asked = (segments.split == "test") & np.isin(segments.section, sections)
+    asked = (segments.split == "test") & (
+        np.isin(segments.section, sections) | (scope == "machine")
+    )
     rows = take_unit(segments.select(asked), unit)
     _, first, clip = np.unique(rows.clip, return_index=True, return_inverse=True)
+    order = sorted({*sections})
     of_pool = [rows.section == s for s in np.unique(rows.section)]
     of_pool = of_pool if scope == "section" else [np.ones(len(rows.clip), bool)]
     size = max((int(np.sum(pool)) for pool in of_pool), default=0)
@@ -69,7 +73,9 @@ def stack_pools(segments: Segments, sections: Sequence[int], unit: str, scope: s
         clip=stack(clip.astype(np.int32), len(first)),
         label=rows.label[first],
         source=rows.domain[first] == "source",
-        section=np.searchsorted(np.unique(rows.section), rows.section[first]).astype(np.int32),
+        section=np.array(
+            [order.index(s) if s in order else -1 for s in rows.section[first].tolist()], np.int32
+        ),
     )
 
 
@@ -187,14 +193,12 @@ def count_own_windows(pools: Pools, ks: Sequence[int], data: str) -> np.ndarray:
         rows = np.flatnonzero(clip < len(pools.label))
         feature, clip = feature[rows].astype(np.float64), clip[rows]
         candidates = np.flatnonzero(pools.source[clip] | (data == "all"))
-        smallest = min(smallest, len(candidates))
+        smallest, squares = min(smallest, len(candidates)), np.sum(feature**2, axis=1)
         for row in range(len(rows)):
             others = candidates[candidates != row]
-            distance = np.sum((feature[others] - feature[row]) ** 2, axis=1)
+            distance = squares[others] - 2 * feature[others] @ feature[row]
             order = others[np.argsort(distance, kind="stable")]
             found[: len(order)] += clip[order] == clip[row]
     rows = np.sum(pools.clip < len(pools.label))
     counts = np.append(0, np.cumsum(found))
-    return np.array(
-        [counts[k - 1] / (rows * (k - 1)) if 1 < k <= smallest else np.nan for k in ks]
-    )
+    return np.array([counts[k - 1] / (rows * (k - 1)) if 1 < k <= smallest else np.nan for k in ks])

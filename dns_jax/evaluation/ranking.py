@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from dns_jax.evaluation.outcomes import Outcome, smooth_section
+from dns_jax.evaluation.outcomes import Outcome
 from dns_jax.evaluation.systems import average_segments, take_unit
 from dns_jax.scoring import Segments
 from dns_jax.smoothing import smooth_queries
@@ -26,7 +26,7 @@ def rank_recordings(outcome: Outcome, smoothing) -> pd.DataFrame:
 
     Args:
       outcome: of the machine.
-      smoothing: `config.smoothing`, the unit of the pool.
+      smoothing: `config.smoothing`, unit and scope of the pools.
 
     Returns:
       `COLUMNS`: system "proposed", or "ae" where nothing was smoothed; its score; deviations from
@@ -47,13 +47,19 @@ def rank_recordings(outcome: Outcome, smoothing) -> pd.DataFrame:
                 above = tested[name].to_numpy()[members] - np.mean(training)
                 tested.loc[tested.index[members], f"{name}_deviations"] = above / spread
     tested["deviations"] = tested[f"{system}_deviations"]
-    tested["ae_rank"] = tested["ae_deviations"].rank(ascending=False, method="first")
+    tested["ae_rank"] = _rank(tested, "ae_deviations", "ae_score")
+    tested["rank"] = _rank(tested, "deviations", "score")
     if outcome.choice:
         nearest = _list_nearest(outcome, smoothing)
         tested["nearest"] = [";".join(nearest.get(clip, ())) for clip in tested["clip"]]
-    tested = tested.sort_values(["deviations", "score"], ascending=False, kind="stable")
-    tested["rank"] = np.arange(1, len(tested) + 1)
-    return tested[[*COLUMNS]].astype({"ae_rank": "Int64", "anomalous": "Int64"})
+    tested = tested.sort_values("rank")
+    return tested[[*COLUMNS]].astype({"anomalous": "Int64"})
+
+
+def _rank(tested, *columns):
+    """The place of every row, from 1: the highest first, what is not known last."""
+    order = tested.reset_index().sort_values([*columns], ascending=False, kind="stable").index
+    return np.argsort(order) + 1
 
 
 def find_neighbours(rows: Segments, data: str, count: int) -> np.ndarray:
@@ -68,11 +74,12 @@ def find_neighbours(rows: Segments, data: str, count: int) -> np.ndarray:
       i64[rows, count], the nearest first; -1 where there are no more.
     """
     clip = np.unique(rows.clip, return_inverse=True)[1]
-    candidates = np.flatnonzero((rows.domain == "source") | (data == "all"))
-    feature = rows.feature.astype(np.float64) - rows.feature.mean(axis=0)
+    feature = rows.feature.astype(np.float64)
     squares = np.sum(feature**2, axis=1)
+    allowed = np.isfinite(squares) & ((rows.domain == "source") | (data == "all"))
+    candidates = np.flatnonzero(allowed)
     found = np.full((len(clip), count), -1)
-    for row in range(len(clip)):
+    for row in np.flatnonzero(np.isfinite(squares)):
         distance = squares[candidates] - 2 * feature[candidates] @ feature[row]
         order = candidates[np.argsort(distance, kind="stable")]
         order = order[clip[order] != clip[row]]
@@ -84,16 +91,16 @@ def find_neighbours(rows: Segments, data: str, count: int) -> np.ndarray:
 
 def _score_training(outcome, section, system, smoothing):
     """f64[recordings], finite scores of the section's training recordings under a system."""
-    here = outcome.segments.select(outcome.segments.section == section)
-    queries, pool = (
-        take_unit(here.select(here.split == split), smoothing["unit"])
-        for split in ("train", "test")
-    )
+    segments = outcome.segments
+    train, test = segments.split == "train", segments.split == "test"
+    queries = take_unit(segments.select(train & (segments.section == section)), smoothing["unit"])
+    test &= (segments.section == section) | (smoothing["scope"] == "machine")
+    pool = take_unit(segments.select(test), smoothing["unit"])
     scores = queries.ae_score
     if system == "proposed" and len(queries.clip):
         k, data = outcome.choice
         candidates = (pool.domain == "source") | (data == "all")
-        of_pool = pool.ae_score, pool.feature, min(k, len(pool.clip) + 1)
+        of_pool = pool.ae_score, pool.feature, k
         scores = smooth_queries(scores, queries.feature, *of_pool, candidates=candidates)
     scores = average_segments(np.asarray(scores), queries.clip, np.unique(queries.clip))
     return scores[np.isfinite(scores)]
@@ -104,8 +111,7 @@ def _list_nearest(outcome, smoothing, count=3):
     test = outcome.segments.select(outcome.segments.split == "test")
     nearest = {}
     for section in np.unique(test.section):
-        here = test.select(test.section == section)
-        rows, _ = smooth_section(here, outcome.choice, smoothing["unit"])
+        rows = take_unit(test.select(test.section == section), smoothing["unit"])
         found = find_neighbours(rows, outcome.choice[1], count)
         for clip in np.unique(rows.clip):
             names = rows.clip[found[rows.clip == clip]][found[rows.clip == clip] >= 0]

@@ -19,6 +19,7 @@ from dns_jax.evaluation import drawing, exhibits, figures
 from dns_jax.evaluation.curves import COLUMNS
 from dns_jax.evaluation.findings import list_findings
 from dns_jax.evaluation.outcomes import Outcome, read_outcome
+from dns_jax.evaluation.ranking import COLUMNS as RANKING
 from dns_jax.evaluation.ranking import rank_recordings
 from dns_jax.evaluation.results import TITLES, has_values, read_tables
 from dns_jax.evaluation.spaces import place_sections
@@ -66,8 +67,10 @@ def write_report(
     """
     seed, tables = config.seeds[0], read_tables(workdir)
     outcomes = [read_outcome(workdir, machine, seed) for machine in machines]
+    outcomes = [outcome for outcome in outcomes if len(outcome.tested)]
     rankings = [rank_recordings(outcome, config.smoothing) for outcome in outcomes]
-    write_csv(pd.concat(rankings), workdir / "ranking.csv")
+    ranking = pd.concat([pd.DataFrame(columns=RANKING), *rankings])
+    write_csv(ranking, workdir / "ranking.csv")
     curves = [_measure_curves(outcome, config.smoothing) for outcome in outcomes]
     numbers = [
         table.assign(machine=outcome.machine, seed=seed)
@@ -108,7 +111,8 @@ def write_report(
         )
     page = _template().render(
         machines=pages,
-        summary=_summarise(config, rankings),
+        names=machines,
+        summary=_summarise(config, ranking),
         embedded=embedded,
         segment_seconds=f"{config.data.segment_seconds:g}",
         tables=[
@@ -127,7 +131,7 @@ def write_report(
 
 
 def _measure_curves(outcome, smoothing):
-    if not figures.is_evaluable(outcome):
+    if not figures.list_evaluable(outcome):
         return {}
     return {name: figures.measure_curve(name, outcome, smoothing) for name in figures.CURVES}
 
@@ -159,8 +163,7 @@ def _file_figure(figure, path, title, caption):
     }
 
 
-def _summarise(config, rankings):
-    ranking = pd.concat(rankings)
+def _summarise(config, ranking):
     called = int((ranking["anomalous"] == 1).sum())
     seeds = f", seed {config.seeds[0]} of {len(config.seeds)}" if len(config.seeds) > 1 else ""
     return (
@@ -197,9 +200,13 @@ def _give_reasons(row, recording, spectra, outcome, config):
     start, a_g = segments.start[own], segments.ae_score[own]
     verdict = {1: "called anomalous", 0: "called normal"}.get(row.anomalous, "no decision")
     where = f"section {row.section:02d}, {row.domain} domain"
+    above = (
+        "not comparable with"
+        if np.isnan(row.deviations)
+        else f"{row.deviations:.1f} standard deviations above"
+    )
     reasons = [
-        f"Score {row.score:.4g}, {row.deviations:.1f} standard deviations above the normal "
-        f"training recordings of {where}: {verdict}."
+        f"Score {row.score:.4g}, {above} the normal training recordings of {where}: {verdict}."
     ]
     band = exhibits.describe_band(recording["spectrum"], spectra[row.section], config)
     if band:
@@ -217,7 +224,7 @@ def _give_reasons(row, recording, spectra, outcome, config):
     if row.ae_rank != row.rank:
         reasons.append(f"By the autoencoder alone it would be at rank {row.ae_rank}.")
     if row.nearest:
-        reasons.append(f"Sounds most like {', '.join(row.nearest.split(';'))}.")
+        reasons.append(f"Sounds most like {row.nearest.replace(';', ', ')}.")
     if row.label >= 0:
         reasons.append(f"Its label: {'anomalous' if row.label else 'normal'}.")
     return reasons

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dns_jax.evaluation.drawing import place_features
-from dns_jax.evaluation.outcomes import Outcome, smooth_section
+from dns_jax.evaluation.outcomes import Outcome, smooth_tests
 from dns_jax.evaluation.ranking import find_neighbours
 
 NEIGHBOURS = 8  # listed for each segment
@@ -20,7 +20,7 @@ def place_sections(
 
     Args:
       outcome: of the machine.
-      smoothing: `config.smoothing`, the unit of the pool.
+      smoothing: `config.smoothing`, unit and scope of the pools.
       ranking: of `ranking.rank_recordings`; a recording's number on the page is its rank less one.
       shown: {recording: its seconds, picture and sound}.
 
@@ -43,18 +43,18 @@ def place_sections(
     sections = sorted(set(outcome.tested["section"])) if outcome.choice else []
     evaluated = [s for s in sections if s in outcome.selection["evaluation_sections"]]
     number = {clip: i for i, clip in enumerate(ranking["clip"])}
-    placed = [_place_section(outcome, smoothing, section, number) for section in sections]
+    smoothed = smooth_tests(outcome.segments, outcome.choice, smoothing) if sections else ()
+    placed = [_place_section(outcome, smoothed, section, number) for section in sections]
     return machine | {
         "sections": placed,
         "first": sections.index(evaluated[0]) if evaluated else 0,
     }
 
 
-def _place_section(outcome, smoothing, section, number):
+def _place_section(outcome, smoothed, section, number):
     segments = outcome.segments.select(outcome.segments.section == section)
-    rows, a_prop = smooth_section(
-        segments.select(segments.split == "test"), outcome.choice, smoothing["unit"]
-    )
+    rows, a_prop = smoothed
+    a_prop, rows = a_prop[rows.section == section], rows.select(rows.section == section)
     training = np.flatnonzero(segments.split == "train")
     if len(training) > TRAINING:
         training = np.sort(np.random.default_rng(section).choice(training, TRAINING, replace=False))

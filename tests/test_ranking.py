@@ -1,0 +1,245 @@
+"""The order in which to listen, recomputed in float64: eq. 7 in loops, all neighbours tried."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from eq7 import oracle_queries
+from test_outcomes import COUNTS, make_segments, write_run
+
+from dns_jax.evaluation.outcomes import read_outcome
+from dns_jax.evaluation.ranking import COLUMNS, find_neighbours, rank_recordings
+from dns_jax.evaluation.systems import take_unit
+
+SMOOTHING = {"unit": "segment", "scope": "section"}
+
+
+def rank(workdir, segments, choice=(4, "all"), smoothing=SMOOTHING):
+    """Return the ranking of a run made by hand, and what it wrote."""
+    written = write_run(workdir, segments, choice)
+    return rank_recordings(read_outcome(workdir, "fan", 0), smoothing), written
+
+
+def score_training(segments, section, choice, smoothing):
+    """The scores of a section's training recordings, float64: a_G, or eq. 7 as queries."""
+    train = segments.select((segments.split == "train") & (segments.section == section))
+    here = (segments.section == section) | (smoothing["scope"] == "machine")
+    pool = take_unit(segments.select((segments.split == "test") & here), smoothing["unit"])
+    train = take_unit(train, smoothing["unit"])
+    scores = train.ae_score.astype(np.float64)
+    if choice:
+        k, data = choice
+        candidates = (pool.domain == "source") | (data == "all")
+        queries, others = (train.ae_score, train.feature), (pool.ae_score, pool.feature)
+        scores = oracle_queries(*queries, *others, k, candidates)
+    return np.array([scores[train.clip == clip].mean() for clip in np.unique(train.clip)])
+
+
+def measure_deviations(ranking, column, segments, choice, smoothing):
+    """How far the scores lie above those of training, in standard deviations."""
+    training = {
+        section: score_training(segments, section, choice, smoothing)
+        for section in ranking["section"].unique()
+    }
+    return [
+        (getattr(row, column) - np.mean(training[row.section]))
+        / np.sqrt(np.sum((training[row.section] - np.mean(training[row.section])) ** 2) / 7)
+        for row in ranking.itertuples()
+    ]
+
+
+# Order
+
+
+@pytest.mark.parametrize(
+    ("choice", "smoothing", "windows"),
+    [
+        ((4, "all"), SMOOTHING, (2, 3, 4)),
+        ((8, "source"), SMOOTHING, (3,)),
+        ((2, "source"), {"unit": "clip", "scope": "section"}, (3,)),
+        # The pool is taken to be the section; the decision threshold takes the machine.
+        ((8, "all"), {"unit": "segment", "scope": "machine"}, (3,)),
+        # So large a K does not fit into a section: ValueError.
+        ((64, "all"), {"unit": "segment", "scope": "machine"}, (3,)),
+        (None, SMOOTHING, (2, 3, 4)),
+    ],
+)
+def test_recordings_are_ranked_by_how_far_they_lie_above_training(
+    tmp_path, choice, smoothing, windows
+):
+    segments = make_segments(windows)
+    if not choice:
+        segments = segments._replace(feature=np.zeros((len(segments.clip), 0), np.float32))
+    ranking, written = rank(tmp_path, segments, choice, smoothing)
+    system = "proposed" if choice else "ae"
+    assert tuple(ranking) == COLUMNS
+    assert set(ranking["system"]) == {system}
+    for row in ranking.itertuples():
+        assert (row.score, row.anomalous) == written[system][row.clip]
+        assert row.ae_score == written["ae"][row.clip][0]
+    assert len(ranking) == len(written["ae"])
+    deviations = measure_deviations(ranking, "score", segments, choice, smoothing)
+    np.testing.assert_allclose(ranking["deviations"], deviations, rtol=1e-4)
+    assert ranking["rank"].tolist() == list(range(1, len(ranking) + 1))
+    assert (np.diff(deviations) < 0).all()
+    by_ae = measure_deviations(ranking, "ae_score", segments, None, smoothing)
+    assert ranking["ae_rank"].tolist() == [1 + sum(other > one for other in by_ae) for one in by_ae]
+
+
+def test_sections_of_another_scale_are_ranked_alike(tmp_path):
+    segments = make_segments()
+    ranking, _ = rank(tmp_path, segments)
+    assert ranking["score"].tolist() != sorted(ranking["score"], reverse=True)
+    assert ranking["rank"].tolist() != ranking["ae_rank"].tolist()
+
+
+def test_labels_do_not_enter_the_ranking(tmp_path):
+    segments = make_segments()
+    known, _ = rank(tmp_path / "known", segments)
+    unknown = segments._replace(label=np.where(segments.split == "test", -1, 0).astype(np.int32))
+    ranking, _ = rank(tmp_path / "unknown", unknown)
+    assert set(ranking["label"]) == {-1}
+    assert set(known["label"]) == {0, 1}
+    columns = [name for name in COLUMNS if name != "label"]
+    assert ranking[columns].equals(known[columns])
+
+
+def test_a_training_recording_without_a_score_is_left_out(tmp_path):
+    segments = make_segments()
+    whole, _ = rank(tmp_path / "whole", segments)
+    first = segments.clip == segments.clip[segments.split == "train"][0]
+    scores = np.where(first, np.float32(np.nan), segments.ae_score)
+    ranking, _ = rank(tmp_path / "lacking", segments._replace(ae_score=scores))
+    without, _ = rank(tmp_path / "without", segments.select(~first))
+    assert ranking.equals(without)
+    assert not ranking.equals(whole)
+
+
+# Where the deviation is not known
+
+
+def keep_one_training_recording(segments):
+    train = (segments.split == "train") & (segments.section == 1)
+    return segments.select(~train | (segments.clip == segments.clip[train][0]))
+
+
+def make_training_scores_equal(segments):
+    train = (segments.split == "train") & (segments.section == 1)
+    return segments._replace(ae_score=np.where(train, np.float32(0.1), segments.ae_score))
+
+
+@pytest.fixture(params=[keep_one_training_recording, make_training_scores_equal])
+def unknown_deviations(request, tmp_path):
+    """The ranking by the autoencoder where the deviations of section 1 are not known."""
+    segments = request.param(make_segments())
+    alone = segments._replace(feature=np.zeros((len(segments.clip), 0), np.float32))
+    return rank(tmp_path, alone, None)[0]
+
+
+def test_recordings_without_a_deviation_come_last_by_their_scores(unknown_deviations):
+    ranking = unknown_deviations
+    unknown = ranking["deviations"].isna()
+    assert (unknown == (ranking["section"] == 1)).all()
+    assert (np.diff(unknown.astype(int)) >= 0).all()
+    last = ranking[unknown]
+    assert last["score"].tolist() == sorted(last["score"], reverse=True)
+    assert ranking["rank"].tolist() == list(range(1, len(ranking) + 1))
+
+
+def test_the_rank_by_the_autoencoder_is_by_the_same_rule(unknown_deviations):
+    # It is <NA> there, which is neither equal nor unequal to a rank.
+    assert unknown_deviations["ae_rank"].tolist() == unknown_deviations["rank"].tolist()
+
+
+# Nearest recordings
+
+
+@pytest.mark.parametrize("unit", ["segment", "clip"])
+@pytest.mark.parametrize("data", ["source", "all"])
+def test_the_nearest_recordings_are_those_nearest_to_most_segments(tmp_path, unit, data):
+    segments = make_segments()
+    ranking, _ = rank(tmp_path, segments, (4, data), {"unit": unit, "scope": "section"})
+    test = take_unit(segments.select(segments.split == "test"), unit)
+    for row in ranking.itertuples():
+        counts = Counter()
+        for i in np.flatnonzero(test.clip == row.clip):
+            other = (test.section == row.section) & (test.clip != row.clip)
+            other &= (test.domain == "source") | (data == "all")
+            distance = {}
+            for j in np.flatnonzero(other):
+                d = np.linalg.norm(test.feature[i].astype(float) - test.feature[j])
+                distance[test.clip[j]] = min(d, distance.get(test.clip[j], np.inf))
+            counts.update(sorted(distance, key=distance.get)[:3])
+        named = row.nearest.split(";")
+        assert len(named) == 3 == len(set(named))
+        assert [counts[name] for name in named] == sorted(counts.values(), reverse=True)[:3]
+
+
+def test_the_autoencoder_alone_knows_no_nearest_recordings(tmp_path):
+    segments = make_segments()
+    alone = segments._replace(feature=np.zeros((len(segments.clip), 0), np.float32))
+    assert set(rank(tmp_path, alone, None)[0]["nearest"]) == {""}
+
+
+# Neighbours
+
+
+def find_by_hand(rows, data, count):
+    """Nearest rows of different other recordings, in exact arithmetic, ties to the lower row."""
+    found = np.full((len(rows.clip), count), -1)
+    for i in range(len(rows.clip)):
+        distance = np.sum((rows.feature.astype(np.float64) - rows.feature[i]) ** 2, axis=1)
+        listed = []
+        for j in np.argsort(distance, kind="stable"):
+            allowed = rows.domain[j] == "source" or data == "all"
+            clips = {rows.clip[i], *rows.clip[listed]}
+            if allowed and np.isfinite(distance[j]) and rows.clip[j] not in clips:
+                listed.append(j)
+        found[i, : len(listed[:count])] = listed[:count]
+    return found
+
+
+@pytest.fixture(scope="module")
+def section():
+    segments = make_segments()
+    return segments.select((segments.split == "test") & (segments.section == 1))
+
+
+@pytest.mark.parametrize("data", ["source", "all"])
+def test_neighbours_are_the_nearest_rows_of_different_recordings(section, data):
+    expected = find_by_hand(section, data, 4)
+    np.testing.assert_array_equal(find_neighbours(section, data, 4), expected)
+    assert (expected >= 0).all()
+
+
+@pytest.mark.parametrize("data", ["source", "all"])
+def test_where_recordings_run_out_there_are_no_more_neighbours(section, data):
+    found = find_neighbours(section, data, 30)
+    np.testing.assert_array_equal(found, find_by_hand(section, data, 30))
+    source, target = (sum(COUNTS["test", 1, domain]) for domain in ("source", "target"))
+    own = section.domain == "source"
+    others = source - own if data == "source" else source + target - 1
+    np.testing.assert_array_equal(np.sum(found >= 0, axis=1), others)
+
+
+def test_duplicates_are_neighbours_of_each_other_the_lower_row_first(section):
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(4, 3)).astype(np.float32)[rng.integers(0, 4, len(section.clip))]
+    rows = section._replace(feature=few)
+    np.testing.assert_array_equal(find_neighbours(rows, "all", 5), find_by_hand(rows, "all", 5))
+
+
+def test_ties_go_to_the_lower_row(section):
+    whole = np.random.default_rng(1).integers(-2, 3, section.feature.shape).astype(np.float32)
+    rows = section._replace(feature=whole)
+    np.testing.assert_array_equal(find_neighbours(rows, "all", 5), find_by_hand(rows, "all", 5))
+
+
+def test_a_row_with_a_feature_that_is_not_finite_is_nobodys_neighbour(section):
+    # It makes all distances NaN.
+    feature = section.feature.copy()
+    feature[3] = np.nan
+    rows = section._replace(feature=feature)
+    found, expected = find_neighbours(rows, "all", 4), find_by_hand(rows, "all", 4)
+    others = np.arange(len(feature)) != 3
+    np.testing.assert_array_equal(found[others], expected[others])
