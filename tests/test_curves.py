@@ -73,6 +73,12 @@ def test_the_rate_of_anomalies_holds_on_average_in_every_section_and_domain(pool
             assert full.any()  # as many recordings as the rate allows
 
 
+def test_where_there_are_no_anomalies_all_normal_recordings_stay(pools):
+    clean = pools._replace(label=np.where(pools.source, pools.label, 0))
+    drawn = draw_rates(clean, (0.5,), 3)
+    assert drawn[..., ~pools.source].all()
+
+
 def test_the_metric_against_k_is_what_table_i_is_chosen_by(machine, pools):
     clips, segments = machine
     smoothed = smooth_candidates(segments, Smoothing, clips["clip"], make_mesh(1))

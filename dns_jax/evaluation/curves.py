@@ -67,8 +67,9 @@ def draw_shares(pools: Pools, shares: Sequence[float], repetitions: int) -> np.n
 def draw_rates(pools: Pools, rates: Sequence[float], repetitions: int) -> np.ndarray:
     """Draw recordings so that the rate of anomalies in every section and domain is the given one.
 
-    Anomalies are left out, or normal recordings where there are too few anomalies. A fraction of a
-    recording is drawn or not at random, so that the rate holds on average.
+    Anomalies are left out, or normal recordings where there are too few anomalies; where there are
+    none, all normal ones stay. A fraction of a recording is drawn or not at random, so that the
+    rate holds on average.
 
     Returns:
       bool[rates, repetitions, recordings].
@@ -83,7 +84,7 @@ def draw_rates(pools: Pools, rates: Sequence[float], repetitions: int) -> np.nda
             for rate, row in zip(rates, drawn[:, repetition], strict=True):
                 odds = rate / (1 - rate)
                 for of_label, fitting in (
-                    (normal, len(anomalous) / odds),
+                    (normal, len(anomalous) / odds if len(anomalous) else np.inf),
                     (anomalous, len(normal) * odds),
                 ):
                     row[of_label[: int(min(len(of_label), fitting) + rng.uniform())]] = True

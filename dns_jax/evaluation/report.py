@@ -165,11 +165,12 @@ def _file_figure(figure, path, title, caption):
 
 def _summarise(config, ranking):
     called = int((ranking["anomalous"] == 1).sum())
-    seeds = f", seed {config.seeds[0]} of {len(config.seeds)}" if len(config.seeds) > 1 else ""
+    count = len(config.seeds)
+    seeds = f" (of {count} seeds the first, {config.seeds[0]}, counts here)" if count > 1 else ""
     return (
         f"{len(ranking):,} test recordings{seeds}; {called:,} are called anomalous, their score "
-        f"lies above percentile {config.threshold_percentile:g} of a gamma distribution fitted to "
-        "those of the normal training recordings."
+        f"lies above percentile {config.threshold_percentile:g} of those of the normal training "
+        "recordings (of a gamma distribution fitted to them, where it fits)."
     )
 
 
