@@ -240,12 +240,12 @@ def open_workdir(config: ml_collections.FrozenConfigDict, workdir: Path) -> None
       ConfigError: the workdir belongs to another configuration; names the fields that differ.
     """
     file = workdir / "config.json"
-    ours = _flatten(json.loads(json.dumps(config.to_dict())))
+    ours = _identify(json.loads(json.dumps(config.to_dict())))
     if file.exists() and (run := _read(file))["recordings"]:  # else it never started
-        theirs = _flatten(run["config"])
+        theirs = _identify(run["config"])
         differ = [
             f"{name} ({theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} now)"
-            for name in sorted({*ours, *theirs} - {*_NOT_IDENTITY})
+            for name in sorted({*ours, *theirs})
             if ours.get(name) != theirs.get(name)
         ]
         if differ:
@@ -302,6 +302,13 @@ def _read(file):
 def _write(file, run):
     if is_first():
         write_text(file, json.dumps(run, indent=1) + "\n")
+
+
+def _identify(tree):
+    """The fields that a run is known by; of `data.others` only whether SerialOE is left out."""
+    fields = {"data.year": 2021} | _flatten(tree)  # there were no others once
+    alone = {"data.others": "none"} if fields.get("data.others") == "none" else {}
+    return {n: v for n, v in fields.items() if n not in _NOT_IDENTITY} | alone
 
 
 def _flatten(tree, prefix=""):

@@ -56,8 +56,7 @@ def run(config, workdir: Path) -> None:
     with noticing_losses(), Preemption().watch() as preemption:
         open_workdir(config, workdir)
         check_shared(workdir / "config.json")
-        last = workdir / ("report.html" if config.report.write else "table2.csv")
-        if not agree(last.exists()):
+        if not agree(_is_finished(config, workdir)):
             weights = _digest_weights(config)
             clips, waveforms = read_recordings(config, workdir)
             machines = choose_targets(config, clips)
@@ -74,6 +73,7 @@ def run(config, workdir: Path) -> None:
             if is_first():
                 tabulate(config, clips, machines, workdir)
                 if config.report.write:
+                    say("writing the report")
                     from dns_jax.evaluation.report import write_report  # with it, plotting
 
                     write_report(config, clips, waveforms, machines, workdir)
@@ -164,6 +164,14 @@ def make_segments(
     if is_first():
         save_segments(file, segments)
     return segments
+
+
+def _is_finished(config, workdir):
+    """Whether nothing that a run leaves is lacking."""
+    files = [workdir / "table2.csv"] + [workdir / "report.html"] * config.report.write
+    for directory in workdir.glob("*/seed_*"):
+        files += directory / "segments.npz", directory / "selection.json"
+    return all(file.exists() for file in files)
 
 
 def _digest_weights(config):

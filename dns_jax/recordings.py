@@ -59,6 +59,8 @@ def _read_table(config, workdir):
     data = config.data
     if data.normal:
         machine = config.machines[0] if config.machines else "machine"
+        if Path(machine).name != machine or machine == "..":
+            raise ConfigError(f"--config.machines={machine}: it must be a plain name, not a path")
         clips, refusals = read_folders(data.normal, data.score, machine)
     elif not config.data_dir and not data.synthetic:
         raise ConfigError(
@@ -80,7 +82,8 @@ def _read_table(config, workdir):
         others = others[others["split"] == "train"]
         others["machine"] = "factory-" + others["machine"]
     else:
-        others, refused = read_others(data.others, "others")
+        own = filter(None, (data.normal, data.score))
+        others, refused = read_others(data.others, "others", tuple(own))
     if both := sorted({*clips["machine"]} & {*others["machine"]}):
         raise DataError(f"--config.data.others: a machine is named {both[0]}, too; rename it")
     return pd.concat([clips, others], ignore_index=True), refusals + refused

@@ -84,7 +84,11 @@ class Page:
     def evaluate(self, expression):
         """Return the value of a JavaScript expression; promises are awaited."""
         result = self.send(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+            "Runtime.evaluate",
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
         )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")

@@ -166,12 +166,24 @@ def test_the_colour_is_the_rank_of_the_score_among_the_test_segments(segments):
 
 
 def test_equal_scores_have_equal_colours(segments):
-    # They are ranked one after the other; AUC shares them out.
+    # As AUC shares them out.
     place = np.arange(2 * len(segments.clip)).reshape(-1, 2)
     scores = {"two values": np.where(np.arange(len(place)) % 2, 1.0, 2.0)}
     dots = read_dots(draw_space(place, segments, scores).axes[0])
     values = np.concatenate([dots[name].get_array() for name in LABELS.values()])
     assert len(np.unique(values)) == 2
+
+
+def test_a_score_that_is_not_known_takes_no_colour_from_the_others(segments):
+    # Ranks of numbers of which one is NaN are all NaN.
+    place = np.arange(2 * len(segments.clip)).reshape(-1, 2)
+    tested = np.flatnonzero(segments.split == "test")
+    scores = np.arange(len(place), dtype=float)
+    scores[tested[0]] = np.nan
+    dots = read_dots(draw_space(place, segments, {"one unknown": scores}).axes[0])
+    values = np.ma.concatenate([dots[name].get_array() for name in LABELS.values()])
+    known = np.sort(np.ma.filled(values.astype(float), np.nan))[: len(tested) - 1]
+    assert (np.diff(known) > 0).all()
 
 
 def test_a_share_of_the_training_and_of_the_test_segments_is_drawn_the_same_in_every_panel(many):
@@ -274,7 +286,6 @@ def test_a_choice_that_is_not_on_the_curve_is_not_marked(choice):
 
 
 def test_a_pool_in_which_only_k_1_fits_is_drawn():
-    # An empty legend is a warning.
     lines = {name: {1: 0.5} for name in NEIGHBOURS}
     render(draw_neighbours(make_curve("neighbours", lines), (1, "all"), LINES))
 
@@ -418,17 +429,17 @@ def test_a_recording_without_a_finite_score_is_left_out(tested, value):
 
 
 def test_a_section_without_any_score_is_drawn_without_a_warning(tested):
-    # Matplotlib warns of a slice of nothing but NaN.
     tested["ae"] = np.nan
     render(draw_section(tested, ["ae"]))
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-17, 3e-16, 1e-9])
 def test_scores_that_are_hardly_different_have_a_histogram(tested, spread):
-    # NumPy refuses 24 bins where 24 numbers do not lie between: ValueError.
+    # NumPy refuses 24 bins where 24 numbers do not lie between.
     tested["ae"] = 1 + spread * (np.arange(60) % 2)
     figure = draw_section(tested, ["ae"])
     assert count_bars(figure.axes[0])["normal"] == 30
+    assert min(bar.get_width() for bars in figure.axes[0].containers for bar in bars) > 0
 
 
 # Files

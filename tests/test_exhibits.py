@@ -146,7 +146,6 @@ def test_one_normal_recording_has_no_spread(normal, recordings):
 
 
 def test_a_recording_that_is_just_like_the_normal_ones_has_no_unusual_band():
-    # The mean of no band at all: NaN dB, and NumPy warns.
     silence = np.full((3, FRONT_END.mels), -156.5)
     assert describe_band(silence[0], silence, default.get_config()) is None
 
@@ -335,10 +334,20 @@ def test_sounds_are_held_up_to_the_limit_the_first_ranks_of_all_machines_first(r
     limit = sum(sizes[:5]) / 1e6
     shown, text = run.show(limit)
     held = [shown[name]["sound"].startswith("data:") for name in run.order]
-    count = sum(held)
-    assert held == [True] * count + [False] * (12 - count)
-    assert 5 <= count <= 6  # the two that are encoded at once may exceed it
-    assert f"the sounds of {count} of 12 recordings (up to {limit:g} MB, the first ranks" in text
+    assert held == [True] * 5 + [False] * 7
+    for (machine, clip), recording in list(shown.items())[5:]:
+        assert unquote(recording["sound"]) == f"../data/{machine}/{clip}"
+    assert f"the sounds of 5 of 12 recordings (up to {limit:g} MB, the first ranks" in text
+
+
+def test_after_a_sound_that_does_not_fit_no_shorter_one_is_held(run, two_at_once):
+    everything, _ = run.show(100.0)
+    sizes = [len(everything[name]["sound"]) for name in run.order]
+    last = next(i for i in range(1, 11) if sizes[i] > min(sizes[i + 1 :]))
+    shown, text = run.show((sum(sizes[: last + 1]) - 1) / 1e6)
+    held = [shown[name]["sound"].startswith("data:") for name in run.order]
+    assert held == [True] * last + [False] * (12 - last)
+    assert text.startswith(f"This page holds the sounds of {last} of 12 recordings (up to ")
 
 
 def test_recordings_of_late_ranks_have_neither_picture_nor_spectrum(run, two_at_once, monkeypatch):

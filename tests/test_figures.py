@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_outcomes import make_segments, write_run
 
-from dns_jax.evaluation import drawing, figures
+from dns_jax.evaluation import drawing, figures, outcomes
 from dns_jax.evaluation.curves import RATES, SHARES, measure_neighbours
 from dns_jax.evaluation.outcomes import read_outcome
 from dns_jax.evaluation.pools import stack_pools
@@ -200,7 +200,7 @@ def test_curves_need_smoothing(workdir, segments):
 
 
 def test_sections_of_one_label_each_are_no_reason_for_curves(workdir, segments):
-    # AUC has nothing to say in any of them: empty figures, and NumPy warns of NaN.
+    # AUC has nothing to say in any of them.
     split = (segments.split == "train") | (segments.label == segments.section)
     write_run(workdir, segments.select(split), evaluated=(0, 1))
     assert not figures.list_evaluable(read_outcome(workdir, "fan", 0))
@@ -208,7 +208,6 @@ def test_sections_of_one_label_each_are_no_reason_for_curves(workdir, segments):
 
 @pytest.mark.parametrize("lacking", ["labels", "anomalies"])
 def test_a_section_that_is_not_evaluable_takes_no_curve_from_the_others(workdir, segments, lacking):
-    # No recording of such a section is drawn for the rate, no K fits into its pool: all is NaN.
     if lacking == "labels":
         segments = forget_labels(segments, (0,))
     else:
@@ -284,6 +283,16 @@ def test_of_a_domain_its_dots_are_drawn_and_smoothed_by_the_whole_pool(
         }
 
 
+def test_of_many_training_segments_those_of_the_domain_are_sampled(
+    outcome, segments, first_features, monkeypatch
+):
+    # The section is sampled, and what the domain has of the sample is drawn.
+    monkeypatch.setattr(outcomes, "TRAINING", 5)
+    assert count_rows(segments, "train", ("target",)) == 6
+    panels = read_panels(figures.draw_space(outcome, SMOOTHING, 1, "target"))
+    assert {count_dots(panel)["training"] for panel in panels.values()} == {5}
+
+
 def test_every_k_asked_for_has_a_picture_by_the_data_asked_for_or_chosen(
     workdir, segments, first_features
 ):
@@ -313,7 +322,6 @@ def test_the_pool_of_recordings_has_a_dot_for_each(workdir, segments, first_feat
 
 
 def test_the_chosen_k_of_a_pool_of_all_sections_has_a_space(workdir, segments, first_features):
-    # A K above the segments of the section is a ValueError.
     write_run(workdir, segments, (64, "all"))
     outcome = read_outcome(workdir, "fan", 0)
     figures.draw_space(outcome, {"unit": "segment", "scope": "machine"}, 1)
@@ -385,7 +393,6 @@ def test_a_mistake_in_the_call_is_one_line_and_status_2(refused, figure, flags, 
 @pytest.mark.parametrize(
     ("figure", "flags", "named"),
     [
-        # argparse says these in its own way: its usage, and a line that begins otherwise.
         ("spaces", {}, "spaces"),
         ("space", {"section": "one"}, "--section"),
         ("space", {"domain": "both"}, "--domain"),
@@ -395,7 +402,6 @@ def test_a_mistake_in_the_call_is_one_line_and_status_2(refused, figure, flags, 
         ("space", {"machine": None}, "--machine"),
         ("space", {"out": None}, "--out"),
         ("space", {"colour": "red"}, "--colour"),
-        # These are accepted in silence, and not heeded.
         ("pool", {"section": 1}, "--section"),
         ("rate", {"domain": "source"}, "--domain"),
         ("neighbours", {"k": 4}, "--k"),
@@ -416,7 +422,6 @@ def test_a_domain_without_recordings_is_a_mistake(refused, workdir, segments):
 
 
 def test_a_k_above_the_recordings_of_a_pool_of_recordings_is_a_mistake(refused, workdir):
-    # The limit is said to be the segments, and what lies between is a ValueError.
     write_config(workdir, {"unit": "clip", "scope": "section"})
     assert refused(2, "space", k=20).startswith("--k=20: it must be from 1 to 14, ")
 
@@ -434,7 +439,6 @@ def test_a_k_above_the_recordings_of_a_pool_of_recordings_is_a_mistake(refused, 
         ("fan/seed_0/selection.json", "{"),
         ("fan/seed_0/scores/ae/anomaly_score_fan_section_01_source_test.csv", "a.wav,high\n"),
         ("fan/seed_0/scores/ae/anomaly_score_fan_section_01_source_test.csv", ""),
-        # KeyError, IndexError, KeyError and TypeError where they are used.
         ("config.json", '{"config": {"smoothing": {}, "seeds": [0]}}'),
         ("config.json", '{"config": {"smoothing": {"unit": "segment"}, "seeds": []}}'),
         ("fan/seed_0/selection.json", "{}"),
@@ -449,7 +453,6 @@ def test_a_damaged_artifact_is_one_line_and_status_1(refused, workdir, name, tex
 
 
 def test_scores_that_are_gone_are_one_line_and_status_1(refused, workdir):
-    # KeyError: 'ae'.
     for file in (workdir / "fan/seed_0/scores/ae").iterdir():
         file.unlink()
     assert "is damaged (" in refused(1, "neighbours")
@@ -470,7 +473,6 @@ def test_a_curve_of_what_is_not_evaluable_is_one_line_and_status_1(
 
 
 def test_a_curve_of_what_is_not_smoothed_is_refused_for_that_reason(refused, workdir, segments):
-    # It is said to lack labels.
     write_run(workdir, leave_ae_alone(segments), None)
     assert "smooth" in refused(1, "pool")
 
@@ -478,7 +480,6 @@ def test_a_curve_of_what_is_not_smoothed_is_refused_for_that_reason(refused, wor
 def test_a_machine_without_discriminative_features_has_no_space_and_says_so(
     refused, workdir, segments
 ):
-    # UMAP is given features of no dimension: ValueError.
     write_run(workdir, leave_ae_alone(segments), None)
     assert refused(1, "space").startswith("fan: ")
 

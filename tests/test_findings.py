@@ -105,7 +105,7 @@ def test_of_several_seeds_the_mean_counts():
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_rows_of_the_difference_and_its_interval_are_left_alone(seeds):
-    # Their seed is "mean", too, and with one seed no other row has it: KeyError.
+    # Their seed is "mean", too, and with one seed no other row has it.
     rows = [["ours", seed, DIFFERENCE, *9 * [1.0]] for seed in ("mean", "2.5%", "97.5%")]
     table = make_table2()
     difference = pd.DataFrame(rows, columns=table.columns)
@@ -128,7 +128,6 @@ def test_a_machine_that_is_not_there_is_not_spoken_of():
 
 
 def test_the_gain_over_all_machines_is_that_of_all_seven():
-    # The column holds what the run has; with some of the machines the paper says nothing of it.
     table = make_table2().drop(columns=["pump", "valve", "ToyCar", "ToyCar-5"])
     table.loc[table["source"] == "paper", "all_hmean"] = np.nan  # as `make_table2` has it
     assert not list_findings(table, NO_CURVES)["finding"].str.startswith("all").any()
@@ -140,7 +139,6 @@ def test_the_gain_over_all_machines_is_that_of_all_seven():
         "proposed__fan",
         "ae__all_hmean",
         "oracle__valve",
-        # These are said to be no finding, with "nan %".
         "serial_oe__ToyCar_5",
         "proposed__ToyCar_5",
     ],
@@ -190,7 +188,6 @@ def test_every_machine_has_its_curve_also_as_the_report_joins_them():
 
 
 def test_a_curve_that_nothing_was_evaluable_for_says_nothing():
-    # ValueError: attempt to get argmax of an empty sequence.
     findings = list_findings(make_table2(), make_curve({"all": (np.nan, np.nan)}))
     assert len(findings) == 8
 

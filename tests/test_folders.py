@@ -62,8 +62,16 @@ def test_recordings_in_folders_of_folders_are_named_by_their_path(make):
     assert all(Path(path).is_file() for path in table["path"])
 
 
+@pytest.mark.parametrize("name", ["two\nlines.wav", "a\rb.wav", "\x1b[31m.wav", "\ufeffa.wav"])
+def test_names_that_no_table_can_hold_are_refused(make, name):
+    root = make("good/a.wav", "new/b.wav", f"new/{name}")
+    table, refusals = read_folders(root / "good", root / "new", "press")
+    assert name_clips(table, "test") == ["b.wav"]
+    assert [refusal.reason for refusal in refusals] == ["name: holds a control character"]
+
+
 def test_names_may_be_anything_and_endings_of_either_case(make):
-    names = ["a b.WAV", "ü#?%&,;'\".Wav", "two\nlines.flac", "a.wav.flac", "a.FLAC", "-.wav"]
+    names = ["a b.WAV", "ü#?%&,;'\".Wav", "\u2028 \xa0.flac", "a.wav.flac", "a.FLAC", "-.wav"]
     root = make("good/a.wav", *(f"new/{name}" for name in names))
     table, refusals = read_folders(root / "good", root / "new", "press")
     assert sorted(name_clips(table, "test")) == sorted(names)
@@ -120,12 +128,23 @@ def test_a_folder_is_the_same_by_any_way_to_it(make, monkeypatch):
 
 
 def test_a_folder_behind_a_link_is_not_passed_over_in_silence(make):
-    # It is.
     root = make("good/a.wav", "new/b.wav", "elsewhere/day/c.wav")
     (root / "new/link").symlink_to(root / "elsewhere")
     table, refusals = read_folders(root / "good", root / "new", "press")
     refused = {refusal.path for refusal in refusals}
     assert "link/day/c.wav" in set(table["clip"]) or str(root / "new/link") in refused
+
+
+def test_links_in_a_circle_come_to_an_end_and_no_recording_is_read_twice(make):
+    # Two links side by side are both followed.
+    root = make("good/a.wav", "new/b.wav", "new/x/c.wav", "elsewhere/d.wav")
+    (root / "new/x/up").symlink_to(root / "new")
+    (root / "elsewhere/round").symlink_to(root / "elsewhere")
+    for link in ("new/1", "new/2"):
+        (root / link).symlink_to(root / "elsewhere")
+    table, _ = read_folders(root / "good", root / "new", "press")
+    names = [Path(path).resolve().name for path in table["path"]]
+    assert sorted(names) == ["a.wav", "b.wav", "c.wav", "d.wav"]
 
 
 # Both folders in one another
@@ -185,6 +204,16 @@ def test_a_name_that_is_no_text_is_refused(make):
     assert [refusal.reason for refusal in refusals] == ["name: not valid UTF-8"] * 2
 
 
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "carriage\rreturn", "tab\t", "\x1b[31m", "\ufeffbom"]
+)
+def test_a_name_that_a_line_of_a_table_cannot_hold_is_refused(make, name):
+    root = make("good/a.wav", "new/b.wav", f"new/{name}.wav", f"good/{name}/c.wav")
+    table, refusals = read_folders(root / "good", root / "new", "press")
+    assert table["clip"].tolist() == ["train/a.wav", "b.wav"]
+    assert [refusal.reason for refusal in refusals] == ["name: holds a control character"] * 2
+
+
 def test_a_folder_of_refused_files_only_is_not_called_empty(make):
     root = make("good/a.wav", "new/b.mp3")
     table, refusals = read_folders(root / "good", root / "new", "press")
@@ -239,3 +268,12 @@ def test_sounds_of_other_machines_are_training_recordings_of_a_machine_of_their_
     assert set(table["label"]) == {0}
     assert table["clip"].tolist() == ["train/a.wav", "train/lathe/b.flac"]
     assert [refusal.path for refusal in refusals] == [str(root / "others/c.mp3")]
+
+
+def test_the_machine_itself_is_no_other_machine(make):
+    root = make("all/good/a.wav", "all/new/b.wav", "all/lathe/c.wav", "all/d.wav")
+    machine = (root / "all/good", str(root / "all/new"))
+    table, _ = read_others(root / "all", "others", machine)
+    assert table["clip"].tolist() == ["train/d.wav", "train/lathe/c.wav"]
+    with pytest.raises(DataError, match=r"--config\.data\.others=.* but those of the machine"):
+        read_others(root / "all/new", "others", machine)

@@ -182,7 +182,6 @@ DAMAGE = {
         SCORES.format("proposed", "anomaly_score"),
         lambda file: file.unlink(),
     ),
-    # These four are read as if nothing were wrong; a KeyError follows wherever they are used.
     "a selection of nothing": ("selection.json", lambda file: file.write_text("{}")),
     "a selection without sections": ("selection.json", _drop("evaluation_sections")),
     "no scores of the autoencoder": (

@@ -14,7 +14,9 @@ import soundfile
 from noise import RATE, make_config, write_tree
 
 from dns_jax import experiment
+from dns_jax.config import ConfigError, check_config
 from dns_jax.evaluation import drawing
+from dns_jax.recordings import read_recordings
 
 EVIL = "<img src=x onerror=document.title='owned'>&amp;\"'.wav"
 IGNORE = [
@@ -186,6 +188,14 @@ def test_without_a_report_there_is_none_and_the_run_is_the_same(run, tree):
     shutil.move(run / "elsewhere" / "report.html", run)
 
 
+@pytest.mark.parametrize("name", ["table2.csv", "fan/seed_0/selection.json"])
+def test_what_is_deleted_of_a_finished_run_is_made_anew(run, tree, name):
+    before = (run / name).read_bytes()
+    (run / name).unlink()
+    experiment.run(make_config(tree, **{"report.write": True}), run)
+    assert (run / name).read_bytes() == before
+
+
 def test_a_machine_without_test_recordings_has_nothing_to_listen_to(tree, tmp_path):
     config = make_config(tree, **{"report.write": True})
     config.machines = ("pump",)
@@ -229,6 +239,41 @@ def test_sounds_beyond_the_limit_are_linked_to_where_they_lie(folders):
         path.resolve() for path in (folders / "new").rglob("*.*")
     }
     assert "holds the sounds of 0 of 6 recordings (up to 0 MB" in " ".join(page.text)
+
+
+def test_sounds_held_stay_within_the_limit(folders):
+    workdir = run_on_folders(
+        folders, folders / "limited", **{"data.others": "none", "report.megabytes": 0.012}
+    )
+    page = Reader((workdir / "report.html").read_text())
+    sounds = [clip["sound"] for clip in page.data["machines"][0]["clips"]]
+    held = [len(sound) for sound in sounds if sound.startswith("data:")]
+    assert 0 < len(held) < len(sounds)
+    assert sum(held) <= 12_000
+
+
+def test_the_machines_own_recordings_are_not_pseudo_anomalous(folders, tmp_path):
+    config = make_config("", **{"data.skip_bad": False})
+    config.machines = ("press",)
+    config.data.normal, config.data.score = str(folders / "normal"), str(folders / "new")
+    config.data.others = str(folders)
+    clips, _ = read_recordings(check_config(config), tmp_path)
+    others = clips[clips["machine"] == "others"]
+    assert len(others)
+    assert not others["path"].str.contains(r"/(?:normal|new)/").any()
+
+
+def test_a_run_that_was_begun_with_serial_oe_does_not_go_on_without(smoothed_folders, folders):
+    with pytest.raises(ConfigError, match=r"data\.others"):
+        run_on_folders(folders, smoothed_folders, **{"data.others": "none"})
+
+
+def test_the_machine_of_a_folder_has_a_plain_name(folders, tmp_path):
+    config = make_config("", **{"data.others": "none"})
+    config.machines = ("../x",)
+    config.data.normal, config.data.score = str(folders / "normal"), str(folders / "new")
+    with pytest.raises(ConfigError, match="plain name"):
+        read_recordings(check_config(config), tmp_path)
 
 
 def test_the_autoencoder_alone_ranks_where_there_is_nothing_else(folders, capsys):
@@ -283,6 +328,22 @@ def test_a_button_plays_the_recording_that_it_stands_by(browser, run):
     browser.mouse(x, y, click=True)
     browser.wait("playing && playing.audio.src === data.machines[0].clips[1].sound")
     browser.wait("!playing", 20)  # it ends by itself
+    assert browser.complaints == []
+
+
+def test_another_button_ends_the_sound_before_and_says_nothing_false(browser, run):
+    browser.complaints.clear()
+    browser.open(run / "report.html", 1280, 900)
+    for wait in (0, 1, 4, 40):
+        sounds = browser.evaluate(
+            "(async () => { const buttons = document.querySelectorAll('button.play');"
+            "buttons[0].click(); const first = playing.audio;"
+            f"await new Promise((go) => setTimeout(go, {wait})); buttons[1].click();"
+            "const second = playing.audio; await new Promise((go) => setTimeout(go, 300));"
+            "return [first.paused, second.paused, playing && playing.audio === second]; })()"
+        )
+        assert sounds == [True, False, True]
+        assert browser.evaluate("document.getElementById('trouble').textContent") == ""
     assert browser.complaints == []
 
 

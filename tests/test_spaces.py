@@ -7,7 +7,7 @@ import pytest
 from eq7 import oracle
 from test_outcomes import make_segments, write_run
 
-from dns_jax.evaluation import spaces
+from dns_jax.evaluation import outcomes, spaces
 from dns_jax.evaluation.outcomes import read_outcome
 from dns_jax.evaluation.ranking import find_neighbours, rank_recordings
 from dns_jax.evaluation.spaces import place_sections
@@ -106,7 +106,7 @@ def test_the_neighbours_of_a_dot_are_dots_of_other_recordings(segments, tmp_path
 
 
 def test_of_many_training_segments_some_are_drawn(segments, tmp_path, monkeypatch, place):
-    monkeypatch.setattr(spaces, "TRAINING", 5)
+    monkeypatch.setattr(outcomes, "TRAINING", 20)
     described, _ = describe(tmp_path / "first", segments)
     again, _ = describe(tmp_path / "again", segments)
     assert described == again
@@ -114,8 +114,8 @@ def test_of_many_training_segments_some_are_drawn(segments, tmp_path, monkeypatc
         places = 100 * select(segments, "train", number).feature[:, :2]
         drawn = np.column_stack([section["train_x"], section["train_y"]])
         of_row = [np.flatnonzero(np.isclose(places, row, rtol=1e-4).all(axis=1)) for row in drawn]
-        assert len(np.unique(np.concatenate(of_row))) == 5 == len(drawn)
-        assert place[number] == 5 + len(section["x"])
+        assert len(np.unique(np.concatenate(of_row))) == 20 == len(drawn)
+        assert place[number] == 20 + len(section["x"])
 
 
 def test_a_section_without_training_segments_has_dots(segments, tmp_path):

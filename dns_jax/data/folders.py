@@ -5,7 +5,8 @@ known of the recordings to be scored.
 """
 
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,7 @@ def read_folders(
       DataError: a folder is not there, or holds no recordings; naming the field that says it.
     """
     training, refused = _read_folder(normal, "normal", machine, "train")
-    tested, refused_too = _read_folder(score, "score", machine, "test", without=Path(normal))
+    tested, refused_too = _read_folder(score, "score", machine, "test", without=(normal,))
     clips = pd.concat([training, tested], ignore_index=True)
     if (twice := clips["clip"].duplicated()).any():
         name = clips["clip"][twice].iloc[0]
@@ -41,12 +42,15 @@ def read_folders(
     return clips, refused + refused_too
 
 
-def read_others(folder: str | os.PathLike, machine: str) -> tuple[pd.DataFrame, list[Refusal]]:
+def read_others(
+    folder: str | os.PathLike, machine: str, without: Sequence[str | os.PathLike] = ()
+) -> tuple[pd.DataFrame, list[Refusal]]:
     """Read a folder of sounds of other machines as training clips of one machine.
 
     Args:
       folder: any recordings, also in folders in it.
       machine: their name in the table.
+      without: folders whose recordings are left out, since they are of the machine in question.
 
     Returns:
       As `read_folders`.
@@ -54,13 +58,14 @@ def read_others(folder: str | os.PathLike, machine: str) -> tuple[pd.DataFrame, 
     Raises:
       DataError: as `read_folders`.
     """
-    return _read_folder(folder, "others", machine, "train")
+    return _read_folder(folder, "others", machine, "train", without)
 
 
-def _read_folder(folder, field, machine, split, without=None):
+def _read_folder(folder, field, machine, split, without=()):
     rows, refusals = [], []
+    without = [Path(other).resolve() for other in without]
     for path in _list_audio(Path(folder), field):
-        if without and path.resolve().is_relative_to(without.resolve()):
+        if any(path.resolve().is_relative_to(other) for other in without):
             continue
         if reason := _find_fault(path):
             refusals.append(Refusal(str(path), reason))
@@ -69,7 +74,7 @@ def _read_folder(folder, field, machine, split, without=None):
         label = 0 if split == "train" else UNKNOWN
         rows.append((machine, str(path), clip, split, 0, "source", label, ""))
     if not rows and not refusals:
-        but = " but those of --config.data.normal" if without else ""
+        but = " but those of the machine itself" if without else ""
         raise DataError(
             f"--config.data.{field}={printable(folder)}: there are no WAV or FLAC files in it{but}"
         )
@@ -87,8 +92,9 @@ def _list_audio(folder: Path, field: str) -> Iterator[Path]:
     seen = {folder.resolve()}
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         visible = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in visible if (Path(place) / name).resolve() not in seen]
-        seen |= {(Path(place) / name).resolve() for name in folders}  # links may lead in a circle
+        behind = {(Path(place) / name).resolve(): name for name in reversed(visible)}
+        folders[:] = sorted(behind[path] for path in behind.keys() - seen)
+        seen |= {*behind}  # links may lead in a circle
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             if not name.startswith(".") and (suffix in RECORDINGS or suffix in OTHER_AUDIO):
@@ -98,6 +104,8 @@ def _list_audio(folder: Path, field: str) -> Iterator[Path]:
 def _find_fault(path):
     if any("\ud800" <= c <= "\udfff" for c in str(path)):
         return "name: not valid UTF-8"
+    if any(c == "\ufeff" or unicodedata.category(c) == "Cc" for c in str(path)):
+        return "name: holds a control character"
     if path.suffix.lower() not in RECORDINGS:
         return f"name: extension {path.suffix}, may be {' or '.join(RECORDINGS)}"
     return ""

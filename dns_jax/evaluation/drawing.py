@@ -71,7 +71,9 @@ def draw_space(
     dots = None
     for axis, (title, of_score) in zip(axes, scores.items(), strict=True):
         ranks = np.zeros(len(place))
-        ranks[tested] = (rankdata(of_score[tested]) - 1) / max(1, np.sum(tested) - 1)
+        known = tested & ~np.isnan(of_score)
+        ranks[tested & ~known] = np.nan
+        ranks[known] = (rankdata(of_score[known]) - 1) / max(1, np.sum(known) - 1)
         axis.scatter(*place[train].T, s=8, c="0.8", linewidths=0, label="training")
         for label, marker, size, name in _MARKERS:
             rows = test & (segments.label == label)

@@ -56,7 +56,7 @@ def show_recordings(
         for number, ranking in enumerate(rankings)
         for row in ranking.itertuples()
     )
-    left = config.report.megabytes * 1e6
+    left, full = config.report.megabytes * 1e6, False
     shown, pictured, held = [{} for _ in rankings], 0, 0
 
     def show(row, picture, sound):
@@ -74,12 +74,15 @@ def show_recordings(
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(order), THREADS):
             part = order[first : first + THREADS]
-            show_row = partial(show, picture=first < PICTURES, sound=left > 0)
+            show_row = partial(show, picture=first < PICTURES, sound=not full)
             recordings = pool.map(show_row, [row for _, _, row in part])
             for (_, number, row), recording in zip(part, recordings, strict=True):
-                if recording["sound"].startswith("data:"):
-                    left -= len(recording["sound"])
-                    held += 1
+                size = len(recording["sound"])
+                full |= size > left
+                if full:
+                    recording["sound"] = link_sound(clips["path"].iloc[row], workdir)
+                else:
+                    left, held = left - size, held + 1
                 pictured += recording["picture"] is not None
                 shown[number][clips["clip"].iloc[row]] = recording
     text = f"This page holds the sounds of {held:,} of {len(order):,} recordings"

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from dns_jax.data.refusals import DataError, printable, reading
 from dns_jax.evaluation import curves, drawing
 from dns_jax.evaluation.metrics import compute_auc, section_hmean
-from dns_jax.evaluation.outcomes import Outcome, read_outcome, smooth_tests
+from dns_jax.evaluation.outcomes import Outcome, read_outcome, sample_training, smooth_tests
 from dns_jax.evaluation.pools import stack_pools
 from dns_jax.evaluation.systems import average_segments
 from dns_jax.scoring import Segments
@@ -93,10 +93,9 @@ def draw_space(
     for k, of in choices:
         scores[f"$a_{{prop}}$, K = {k:,}, {of}"] = smooth_tests(segments, (k, of), smoothing)[1]
 
-    training = segments.select((segments.split == "train") & (segments.section == section))
+    training = sample_training(segments, section, domain)
     keep = (rows.section == section) & ((rows.domain == domain) | (domain == ""))
     rows = rows.select(keep)
-    training = training.select((training.domain == domain) | (domain == ""))
     drawn = Segments(*(np.concatenate(both) for both in zip(training, rows, strict=True)))
     clips, first = np.unique(rows.clip, return_index=True)
     titled = {}

@@ -14,6 +14,7 @@ from dns_jax.evaluation.systems import take_unit
 from dns_jax.scoring import Segments, load_segments
 from dns_jax.smoothing import smooth
 
+TRAINING = 1000  # training segments drawn, of a section
 _SELECTION = ("serial_oe", "proposed", "oracle", "evaluation_sections")
 
 
@@ -70,6 +71,15 @@ def read_outcome(workdir: Path, machine: str, seed: int) -> Outcome:
                 if (system == "ae" and len(clips)) or folder.is_dir():
                     tested[column] = _look_up(folder.glob(f"{kind}_*.csv"), clips)
     return Outcome(machine, segments, selection, tested)
+
+
+def sample_training(segments: Segments, section: int, domain: str = "") -> Segments:
+    """Return training segments of a section ("": both domains), of very many a sample to draw."""
+    here = (segments.split == "train") & (segments.section == section)
+    rows = np.flatnonzero(here & ((segments.domain == domain) | (domain == "")))
+    if len(rows) > TRAINING:
+        rows = np.sort(np.random.default_rng(section).choice(rows, TRAINING, replace=False))
+    return segments.select(rows)
 
 
 def _look_up(files, clips):

@@ -78,9 +78,10 @@ def find_neighbours(rows: Segments, data: str, count: int) -> np.ndarray:
     squares = np.sum(feature**2, axis=1)
     allowed = np.isfinite(squares) & ((rows.domain == "source") | (data == "all"))
     candidates = np.flatnonzero(allowed)
+    near = feature[candidates]
     found = np.full((len(clip), count), -1)
     for row in np.flatnonzero(np.isfinite(squares)):
-        distance = squares[candidates] - 2 * feature[candidates] @ feature[row]
+        distance = squares[candidates] - 2 * near @ feature[row]
         order = candidates[np.argsort(distance, kind="stable")]
         order = order[clip[order] != clip[row]]
         _, first = np.unique(clip[order], return_index=True)

@@ -20,8 +20,14 @@ function format(value) {
 function play(clip, start, button) {
   if (playing) playing.stop();
   const audio = new Audio(clip.sound);
-  const stop = () => { audio.pause(); if (button) button.classList.remove("on"); playing = null; };
-  const fail = () => {
+  const ours = () => playing !== null && playing.audio === audio;
+  const stop = () => {
+    audio.pause();
+    if (button) button.classList.remove("on");
+    if (ours()) playing = null;
+  };
+  const fail = (error) => {
+    if (!ours() || error.name === "AbortError") return;
     stop();
     get("trouble").textContent = `${clip.name} cannot be played here; it is expected at ${
       clip.sound.startsWith("data:") ? "this page" : decodeURIComponent(clip.sound)}`;
@@ -30,6 +36,7 @@ function play(clip, start, button) {
   audio.addEventListener("error", fail);
   audio.addEventListener("ended", stop);
   audio.addEventListener("loadedmetadata", () => {
+    if (!ours()) return;
     if (start !== null) audio.currentTime = start;
     audio.play().catch(fail);
   });
@@ -73,7 +80,7 @@ function show(dot) {
     `a_G = ${format(section.g[dot])}, a_prop = ${format(section.p[dot])}; rank ${clip.rank} of ` +
     `${machine.clips.length} recordings`, panel);
   const near = section.neighbours[dot];
-  if (near.length) make("p", `Nearest other recordings (K = ${machine.k}, ${machine.data}):`, panel);
+  if (near.length) make("p", `Nearest of other recordings (eq. 7 takes K - 1 = ${machine.k - 1}, also of its own):`, panel);
   const list = make("ol", "", panel);
   for (const other of near) {
     const of = machine.clips[section.clip[other]];
@@ -85,7 +92,12 @@ function show(dot) {
 function draw() {
   const machine = data.machines[state.machine];
   const section = machine.sections[state.section];
-  if (!section) { get("space").textContent = "There is nothing to draw."; return; }
+  if (!section) {
+    Plotly.purge("space");
+    get("space").textContent = "Nothing is smoothed there.";
+    return;
+  }
+  if (!get("space").data) get("space").replaceChildren();
   const values = section[state.by];
   const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
   const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
@@ -150,7 +162,8 @@ function choose(machine) {
 
 if (get("space")) {
   fill(get("machine"), data.machines.map((machine) => machine.name));
-  choose(0);
+  choose(data.machines.findIndex((machine) => machine.sections.length));
+  get("machine").value = state.machine;
   get("machine").addEventListener("change", (event) => { choose(Number(event.target.value)); draw(); });
   get("section").addEventListener("change", (event) => {
     state.section = Number(event.target.value);

@@ -19,6 +19,7 @@ from dns_jax.evaluation import drawing, exhibits, figures
 from dns_jax.evaluation.curves import COLUMNS
 from dns_jax.evaluation.findings import list_findings
 from dns_jax.evaluation.outcomes import Outcome, read_outcome
+from dns_jax.evaluation.pools import stack_pools
 from dns_jax.evaluation.ranking import COLUMNS as RANKING
 from dns_jax.evaluation.ranking import rank_recordings
 from dns_jax.evaluation.results import TITLES, has_values, read_tables
@@ -91,7 +92,7 @@ def write_report(
             {
                 "name": machine,
                 "number": number,
-                "note": _describe_machine(outcome),
+                "note": _describe_machine(outcome, config.smoothing),
                 "suspects": [
                     {
                         "clip": row.rank - 1,
@@ -114,7 +115,10 @@ def write_report(
         names=machines,
         summary=_summarise(config, ranking),
         embedded=embedded,
-        segment_seconds=f"{config.data.segment_seconds:g}",
+        dot={
+            "segment": f"a segment of {config.data.segment_seconds:g} s",
+            "clip": "a recording",
+        }[config.smoothing.unit],
         tables=[
             {"title": TITLES[name], "columns": list(table), "rows": format_cells(table)}
             for name, table in tables.items()
@@ -174,21 +178,24 @@ def _summarise(config, ranking):
     )
 
 
-def _describe_machine(outcome):
+def _describe_machine(outcome, smoothing):
     """Say what the score is, and what its reader should know."""
     if not outcome.choice:
         return "The score is a_G, the autoencoder's: SerialOE was not trained, nothing is smoothed."
     k, data = outcome.choice
     chosen = outcome.selection["proposed"]["how"]
     how = "chosen on the validation sections" if chosen == "validation" else "the default"
-    text = f"The score is a_prop, smoothed over K = {k:,} segments ({data} domain data), {how}."
-    test = outcome.segments.select(outcome.segments.split == "test")
-    pool = min((np.sum(test.section == section) for section in set(test.section)), default=0)
+    rows = {"segment": "segments", "clip": "recordings"}[smoothing.unit]
+    text = f"The score is a_prop, smoothed over K = {k:,} {rows} ({data} domain data), {how}."
+    sections = sorted(set(outcome.tested["section"]))
+    pools = stack_pools(outcome.segments, sections, smoothing.unit, smoothing.scope)
+    there = np.append(pools.source | (data == "all"), False)[pools.clip]
+    pool = np.sum(there, axis=1).min()
     if k == 1:
         text += " K = 1 is the autoencoder's score itself."
     elif 4 * k > pool:
         text += (
-            f" The smallest pool has {pool:,} segments only: so large a K makes all scores alike; "
+            f" The smallest pool has {pool:,} {rows} only: so large a K makes all scores alike; "
             "look at a_G, too, and score more recordings together."
         )
     return text
@@ -200,14 +207,14 @@ def _give_reasons(row, recording, spectra, outcome, config):
     own = (segments.clip == row.clip) & (segments.split == "test")
     start, a_g = segments.start[own], segments.ae_score[own]
     verdict = {1: "called anomalous", 0: "called normal"}.get(row.anomalous, "no decision")
-    where = f"section {row.section:02d}, {row.domain} domain"
     above = (
         "not comparable with"
         if np.isnan(row.deviations)
         else f"{row.deviations:.1f} standard deviations above"
     )
     reasons = [
-        f"Score {row.score:.4g}, {above} the normal training recordings of {where}: {verdict}."
+        f"Score {row.score:.4g}, {above} the normal training recordings of section "
+        f"{row.section:02d}: {verdict}; {row.domain} domain."
     ]
     band = exhibits.describe_band(recording["spectrum"], spectra[row.section], config)
     if band:

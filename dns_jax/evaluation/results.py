@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dns_jax.data.refusals import reading
+from dns_jax.data.refusals import printable, reading
 from dns_jax.data.years import YEARS
 from dns_jax.evaluation import tables
 from dns_jax.evaluation.bootstrap import bootstrap_difference
@@ -139,8 +139,9 @@ def print_tables(workdir: Path) -> None:
             ranking = pd.read_csv(workdir / "ranking.csv", dtype={"machine": str, "clip": str})
         if len(findings):
             print(tables.format_table(findings, "What the paper found, here"), end="\n\n")
-        if (ranking["label"] < 0).all():
+        if len(ranking) and (ranking["label"] < 0).all():
             first = ranking.groupby("machine", sort=False).head(LISTED)
+            first = first.assign(clip=first["clip"].map(printable))
             print(tables.format_table(first[[*_RANKED]], "Listen to these first"), end="\n\n")
             files["All of them, ranked"] = workdir / "ranking.csv"
         files["To look at and listen to"] = workdir / "report.html"

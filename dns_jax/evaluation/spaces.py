@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 
 from dns_jax.evaluation.drawing import place_features
-from dns_jax.evaluation.outcomes import Outcome, smooth_tests
+from dns_jax.evaluation.outcomes import Outcome, sample_training, smooth_tests
 from dns_jax.evaluation.ranking import find_neighbours
 
 NEIGHBOURS = 8  # listed for each segment
-TRAINING = 1000  # training segments drawn, of a section
 
 
 def place_sections(
@@ -52,13 +51,10 @@ def place_sections(
 
 
 def _place_section(outcome, smoothed, section, number):
-    segments = outcome.segments.select(outcome.segments.section == section)
     rows, a_prop = smoothed
     a_prop, rows = a_prop[rows.section == section], rows.select(rows.section == section)
-    training = np.flatnonzero(segments.split == "train")
-    if len(training) > TRAINING:
-        training = np.sort(np.random.default_rng(section).choice(training, TRAINING, replace=False))
-    place = place_features(np.concatenate([segments.feature[training], rows.feature]))
+    training = sample_training(outcome.segments, section).feature
+    place = place_features(np.concatenate([training, rows.feature]))
     place, below = place[len(training) :], place[: len(training)]
     found = find_neighbours(rows, outcome.choice[1], NEIGHBOURS)
     return {
