@@ -175,7 +175,6 @@ def test_equal_scores_have_equal_colours(segments):
 
 
 def test_a_score_that_is_not_known_takes_no_colour_from_the_others(segments):
-    # Ranks of numbers of which one is NaN are all NaN.
     place = np.arange(2 * len(segments.clip)).reshape(-1, 2)
     tested = np.flatnonzero(segments.split == "test")
     scores = np.arange(len(place), dtype=float)
@@ -481,3 +480,15 @@ def test_a_figure_is_written_complete_or_not_at_all(tmp_path, monkeypatch):
     save_figure(make_figure(), file)
     with Image.open(file) as image:
         image.load()
+
+
+def test_rows_that_are_not_finite_have_no_place(many):
+    features = np.array([[0, 0], [1, 0], [np.nan, 0], [0, 2]], np.float32)
+    place = place_features(features)
+    assert np.isnan(place).all(axis=1).tolist() == [False, False, True, False]
+    np.testing.assert_array_equal(place_features(features[:0]), np.empty((0, 2)))
+
+
+def test_scores_of_zero_have_a_histogram(tested):
+    tested["ae"] = 0.0
+    assert count_bars(draw_section(tested, ["ae"]).axes[0])["normal"] == 30

@@ -286,7 +286,6 @@ def test_of_a_domain_its_dots_are_drawn_and_smoothed_by_the_whole_pool(
 def test_of_many_training_segments_those_of_the_domain_are_sampled(
     outcome, segments, first_features, monkeypatch
 ):
-    # The section is sampled, and what the domain has of the sample is drawn.
     monkeypatch.setattr(outcomes, "TRAINING", 5)
     assert count_rows(segments, "train", ("target",)) == 6
     panels = read_panels(figures.draw_space(outcome, SMOOTHING, 1, "target"))

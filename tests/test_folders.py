@@ -136,7 +136,6 @@ def test_a_folder_behind_a_link_is_not_passed_over_in_silence(make):
 
 
 def test_links_in_a_circle_come_to_an_end_and_no_recording_is_read_twice(make):
-    # Two links side by side are both followed.
     root = make("good/a.wav", "new/b.wav", "new/x/c.wav", "elsewhere/d.wav")
     (root / "new/x/up").symlink_to(root / "new")
     (root / "elsewhere/round").symlink_to(root / "elsewhere")

@@ -26,24 +26,32 @@ def place_features(features: np.ndarray, seed: int = 0) -> np.ndarray:
     """Place f_D in the plane by UMAP.
 
     Args:
-      features: f32[rows, D], finite.
+      features: f32[rows, D].
       seed: equal seeds give equal pictures.
 
     Returns:
-      f32[rows, 2]; the two widest directions where there are too few rows for UMAP.
+      f32[rows, 2], NaN for a row that is not finite; the two widest directions where there are too
+      few rows for UMAP.
     """
+    place = np.full((len(features), 2), np.nan, np.float32)
+    finite = np.isfinite(features).all(axis=1)
+    features = features[finite]
     if len(features) < 5:
-        centred = features - features.mean(axis=0)
-        place = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-        return np.pad(place, ((0, 0), (0, 2 - place.shape[1]))).astype(np.float32)
+        centred = features - np.sum(features, axis=0) / max(1, len(features))
+        widest = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+        place[finite] = np.pad(widest, ((0, 0), (0, 2 - widest.shape[1])))
+        return place
     with warnings.catch_warnings(action="ignore"):  # numba's and scikit-learn's own affairs
         from umap import UMAP  # takes seconds
 
-        neighbours = min(15, len(features) - 1)
-        start = "spectral" if len(features) > 50 else "random"
-        return UMAP(n_neighbors=neighbours, init=start, random_state=seed, n_jobs=1).fit_transform(
-            features
-        )
+        different = len(np.unique(features, axis=0))
+        place[finite] = UMAP(
+            n_neighbors=min(15, len(features) - 1),
+            init="spectral" if different > 50 else "random",
+            random_state=seed,
+            n_jobs=1,
+        ).fit_transform(features)
+    return place
 
 
 def draw_space(
@@ -186,7 +194,7 @@ def draw_section(tested: pd.DataFrame, systems: Sequence[str]) -> Figure:
         scores = tested[system].to_numpy()
         finite = scores[np.isfinite(scores)]
         low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-        if high - low < 1e-6 * abs(high):
+        if high - low <= 1e-6 * abs(high):
             low, high = low - 0.5, high + 0.5
         bins = np.linspace(low, high, 25)
         for label, colour in ((0, "tab:blue"), (1, "tab:red"), (-1, "0.5")):

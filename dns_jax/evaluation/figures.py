@@ -113,7 +113,7 @@ def main() -> None:
         description=__doc__.splitlines()[0],
         allow_abbrev=False,
     )
-    parser.error = lambda message: parser.exit(2, f"dns_jax: {message}\n")
+    parser.error = lambda message: parser.exit(2, f"dns_jax: {printable(str(message))}\n")
     parser.add_argument("figure", choices=["space", *CURVES])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--machine", required=True)
