@@ -70,8 +70,8 @@ def write_report(
     outcomes = [read_outcome(workdir, machine, seed) for machine in machines]
     outcomes = [outcome for outcome in outcomes if len(outcome.tested)]
     rankings = [rank_recordings(outcome, config.smoothing) for outcome in outcomes]
-    ranking = pd.concat([pd.DataFrame(columns=RANKING), *rankings])
-    write_csv(ranking, workdir / "ranking.csv")
+    everything = pd.concat([pd.DataFrame(columns=RANKING), *rankings])
+    write_csv(everything, workdir / "ranking.csv")
     curves = [_measure_curves(outcome, config.smoothing) for outcome in outcomes]
     numbers = [
         table.assign(machine=outcome.machine, seed=seed)
@@ -113,7 +113,7 @@ def write_report(
     page = _template().render(
         machines=pages,
         names=machines,
-        summary=_summarise(config, ranking),
+        summary=_summarise(config, everything),
         embedded=embedded,
         dot={
             "segment": f"a segment of {config.data.segment_seconds:g} s",
