@@ -1,5 +1,6 @@
 """The report of a run on noise: what stands in it, that it stands alone, that it can be used."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from noise import RATE, make_config, write_tree
 from dns_jax import experiment
 from dns_jax.config import ConfigError, check_config
 from dns_jax.evaluation import drawing
+from dns_jax.evaluation.report import write_report
 from dns_jax.recordings import read_recordings
 
 EVIL = "<img src=x onerror=document.title='owned'>&amp;\"'.wav"
@@ -204,6 +206,21 @@ def test_a_machine_without_test_recordings_has_nothing_to_listen_to(tree, tmp_pa
     assert page.data["machines"] == []
     assert "0 test recordings" in " ".join(page.text)
     assert pd.read_csv(tmp_path / "run" / "ranking.csv").empty
+
+
+def test_the_summary_counts_the_recordings_of_all_machines(run, tree, tmp_path, small_umap):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "fan", tmp_path / "run" / "fan2")
+    config = check_config(make_config(tree))
+    clips, waveforms = read_recordings(config, tmp_path / "run")
+    again = np.flatnonzero(clips["machine"] == "fan")
+    rows = np.r_[np.arange(len(clips)), again]
+    fields = ("lengths", "digests", "means", "scales", "machines", "offsets")
+    waveforms = dataclasses.replace(waveforms, **{f: getattr(waveforms, f)[rows] for f in fields})
+    clips = pd.concat([clips, clips.iloc[again].assign(machine="fan2")], ignore_index=True)
+    write_report(config, clips, waveforms, ["fan", "fan2"], tmp_path / "run")
+    text = " ".join(Reader((tmp_path / "run" / "report.html").read_text()).text)
+    assert f"{2 * len(pd.read_csv(run / 'ranking.csv'))} test recordings;" in text
 
 
 # Recordings of any names
