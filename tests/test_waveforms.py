@@ -397,7 +397,7 @@ def test_reading_that_fails_half_way_stops_and_is_not_remembered(tmp_path, monke
 
     tree(tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "check_header", fail)
+        patch.setattr(module, "read_recording", fail)
         with pytest.raises(DataError, match=r"cannot read .*: Input"):
             opened(tmp_path)
     assert opened(tmp_path).usable.all()
@@ -534,6 +534,12 @@ def test_a_tiny_or_nearly_constant_float_recording_is_standardised_all_the_same(
     assert [warning.split(": ")[1][:8] for warning in warnings] == ["constant"]
 
 
+def test_float_samples_far_beyond_full_scale_are_read_without_a_warning(tmp_path):
+    loud = noise(0) * np.float32(1e34)
+    found = opened_tree(tmp_path, {NAME.format(0) + ".wav": riff(loud.tobytes(), bits=32, tag=3)})
+    np.testing.assert_allclose(whole(found.waveforms, 0), standardise(loud), rtol=1e-5, atol=1e-6)
+
+
 def test_storing_as_16_bit_or_as_float_gives_the_same_pieces_and_digests(tmp_path):
     name = NAME.format(0) + ".wav"
     _, plain, *_ = opened_tree(tmp_path, {name: riff(noise(0).tobytes())})
@@ -543,6 +549,47 @@ def test_storing_as_16_bit_or_as_float_gives_the_same_pieces_and_digests(tmp_pat
     assert mixed.samples[0].dtype == np.float32
     assert plain.digests[0] == mixed.digests[0]
     assert np.array_equal(whole(plain, 0), whole(mixed, 0))
+
+
+def test_a_recording_that_16_bit_do_not_hold_makes_its_machine_float_however_late_it_comes(
+    tmp_path,
+):
+    recordings = {f"{NAME.format(i)}.wav": riff(noise(i).tobytes()) for i in range(30)}
+    deep = (noise(40).astype("<i4") << 8 | 77).view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+    last = NAME.format(99) + ".wav"
+    found = opened_tree(tmp_path, recordings | {last: riff(deep, bits=24)})
+    assert found.waveforms.samples[0].dtype == np.float32
+    assert len(caches(tmp_path)) == 1
+    for name, expected in ((NAME.format(29) + ".wav", noise(29)), (last, noise(40) * 256.0 + 77)):
+        piece = whole(found.waveforms, found.row(name))
+        np.testing.assert_allclose(piece, standardise(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_mean_and_deviation_are_exact_at_full_scale_and_next_to_constant(tmp_path):
+    low = np.full(SEGMENT, -32768, np.int16)
+    low[7] = -32767
+    wide = np.where(np.arange(SEGMENT) % 3, 32767, -32768).astype(np.int16)
+    named = {f"{NAME.format(i)}.wav": riff(x.tobytes()) for i, x in enumerate((low, wide))}
+    waveforms = opened_tree(tmp_path, named).waveforms
+    for row, samples in enumerate((low, wide)):
+        assert waveforms.means[row] == pytest.approx(samples.astype(float).mean(), rel=1e-15)
+        assert 1 / waveforms.scales[row] == pytest.approx(samples.astype(float).std(), rel=1e-9)
+
+
+def test_digests_tell_apart_what_differs_below_16_bit_and_agree_over_their_whole_range(tmp_path):
+    every = np.arange(-32768, 32768).astype(np.int16)
+    full = every / np.float32(2**15)
+    finer = full * np.nextafter(np.float32(1), np.float32(2))  # away from 0
+    above = np.concatenate([full[:-1], [np.float32(1)]])  # 1.0 is one more than int16 holds
+    named = {
+        NAME.format(0) + ".wav": riff(every.tobytes()),
+        NAME.format(1) + ".wav": riff(full.tobytes(), bits=32, tag=3),
+        NAME.format(2) + ".wav": riff(finer.tobytes(), bits=32, tag=3),
+        NAME.format(3) + ".wav": riff(above.astype("<f4").tobytes(), bits=32, tag=3),
+    }
+    digests = opened_tree(tmp_path, named).waveforms.digests[:4]
+    assert digests[0] == digests[1]
+    assert len({*digests}) == 3
 
 
 def test_what_is_refused_by_its_header_does_not_make_the_cache_float(tmp_path, hostile):
@@ -604,8 +651,7 @@ def forbid_decoding(patch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    patch.setattr(module, "decode", fail)
-    patch.setattr(module, "check_header", fail)
+    patch.setattr(module, "read_recording", fail)
 
 
 def caches(tmp_path):
@@ -673,11 +719,11 @@ def test_a_file_added_to_one_machine_leaves_the_cache_of_another(tmp_path, monke
     shutil.copytree(tmp_path / "data/fan", tmp_path / "data/pump")
     decoded = []
 
-    def record(path, *args, original=module.decode):
+    def record(path, *args, original=module.read_recording):
         decoded.append(path)
         return original(path, *args)
 
-    monkeypatch.setattr(module, "decode", record)
+    monkeypatch.setattr(module, "read_recording", record)
     opened(tmp_path)
     assert len(decoded) == 3
     assert all("/pump/" in path for path in decoded)
@@ -688,13 +734,13 @@ def test_an_interrupted_start_leaves_no_cache_behind(tmp_path, monkeypatch, stop
     recordings = {f"{NAME.format(i)}.wav": riff(noise(i).tobytes()) for i in range(30)}
     tree(tmp_path / "data", **recordings)
 
-    def interrupt(path, *args, original=module.decode):
+    def interrupt(path, *args, original=module.read_recording):
         if NAME.format(25) in path:
             raise stop
         return original(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "decode", interrupt)
+        patch.setattr(module, "read_recording", interrupt)
         with pytest.raises(stop):
             opened(tmp_path)
     assert caches(tmp_path) == []
@@ -869,6 +915,13 @@ def test_clipped_means_flat_at_full_scale(tmp_path, gain, bits, clipped):
     path = tree(tmp_path / "data") / f"fan/source_test/{NAME.format(0)}.wav"
     soundfile.write(path, tone, RATE, subtype={16: "PCM_16", 8: "PCM_U8"}[bits])
     assert [": clipped (" in warning for warning in opened(tmp_path).warnings] == [True] * clipped
+
+
+def test_samples_at_the_negative_end_are_at_full_scale(tmp_path):
+    square = np.where(np.arange(SEGMENT) % 100 < 50, -32768, 1000).astype(np.int16)
+    named = {NAME.format(0) + ".wav": riff(square.tobytes())}
+    (warning,) = opened_tree(tmp_path, named).warnings
+    assert "clipped (49.0% of the samples" in warning
 
 
 # Real recordings
