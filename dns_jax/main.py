@@ -2,7 +2,8 @@
 
 Any field of the configuration is overridden by `--config.a.b=value`. Started again with the same
 workdir, a run goes on where it stopped. Exit status 2 for a mistake in the call, 1 for bad input, 0
-also after SIGTERM. `--distributed` joins the processes that a cluster has started on several hosts.
+also after SIGTERM. `--distributed` joins the processes that a cluster has started on several hosts;
+otherwise compiled programs are kept for the next start (`compilation`).
 """
 
 import faulthandler
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     del argv
     from jax.errors import JaxRuntimeError
 
-    from dns_jax import experiment, hosts
+    from dns_jax import compilation, experiment, hosts
     from dns_jax.config import ConfigError
     from dns_jax.data.refusals import DataError
     from dns_jax.training import TrainingError
@@ -74,6 +75,8 @@ def main(argv: list[str]) -> None:
         if _DISTRIBUTED.value:
             faulthandler.disable()  # its dump would bury what JAX says when the first host is lost
             hosts.join_hosts()
+        else:
+            compilation.keep_programs()
         experiment.run(config, Path(_WORKDIR.value))
     except (ConfigError, hosts.HostsError) as error:
         _stop(error, 2)

@@ -1,14 +1,24 @@
 """What every test shares: eight virtual CPU devices, and where the real recordings lie."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Never the user's; JAX keeps what takes a second to compile, for the processes of all tests.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dns_jax_compiled_")
 
 from pathlib import Path
 
 import pytest
 from processes import Processes, write_small_run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _discard_compiled():
+    yield
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,6 @@ class Processes:
             }
             shared = {
                 "JAX_NUM_CPU_DEVICES": str(devices),
-                "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
                 "PYTHONPATH": str(ROOT),
             }
             with open(log, "w") as file:

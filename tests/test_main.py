@@ -11,7 +11,7 @@ import soundfile
 from absl.testing import flagsaver
 from jax.errors import JaxRuntimeError
 
-from dns_jax import experiment, main
+from dns_jax import compilation, experiment, main
 from dns_jax.config import check_recordings
 
 # ml_collections loads a configuration in a way that Python gives up.
@@ -21,12 +21,13 @@ ROOT = Path(__file__).parents[1]
 FAN = "--config=configs/fan.py"
 
 
-def run_command(*argv, cwd=ROOT):
+def run_command(*argv, cwd=ROOT, env=None):
     """Run `python -m dns_jax.main`; return exit status, lines printed and lines on stderr."""
+    env = os.environ if env is None else env
     done = subprocess.run(
         [sys.executable, "-m", "dns_jax.main", *map(str, argv)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=env | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
@@ -37,6 +38,7 @@ def run_command(*argv, cwd=ROOT):
 def call(monkeypatch, capfd):
     """The same in this process, for speed; no mistake here may come as far as training."""
     monkeypatch.setattr(experiment, "make_segments", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(compilation, "keep_programs", lambda: None)  # not of all tests
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -144,6 +146,16 @@ def test_the_real_command_tells_a_mistake_in_the_flags_in_one_line(tmp_path):
     status, printed, errors = run_command(FAN, "--workdir=w", "--config.data.resmple=True")
     assert (status, printed, len(errors)) == (2, [], 1)
     assert errors[0].startswith("dns_jax: the configuration has no such field: ")
+
+
+@pytest.mark.parametrize("hosts", ["one host", "several"])
+def test_only_a_run_on_one_host_keeps_programs_in_the_users_cache_folder(tmp_path, hosts):
+    env = {name: os.environ[name] for name in os.environ if name != "JAX_COMPILATION_CACHE_DIR"}
+    env["XDG_CACHE_HOME"] = str(tmp_path)
+    flags = (FAN, f"--workdir={tmp_path}/w", *["--distributed"] * (hosts == "several"))
+    status, printed, errors = run_command(*flags, env=env)
+    assert (status, printed, len(errors)) == (2, [], 1)
+    assert (tmp_path / "dns_jax" / "xla").is_dir() == (hosts == "one host")
 
 
 # Mistakes that the configuration's values and the recordings show
