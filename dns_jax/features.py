@@ -20,6 +20,10 @@ import numpy as np
 
 POWER_FLOOR = float(np.finfo(np.float64).eps)  # of the official baseline, before the logarithm
 
+# On a CPU only; measured by benchmarks/frontend.py.
+BLOCK = 2**21  # numbers in frames that are computed at a time, so that they stay in the cache
+GROUP = 32  # adjacent filters, which reach few of the bins, in a matrix product
+
 
 class FrontEnd(NamedTuple):
     """Size of a mel spectrum: rate and band edges in Hz, window and hop in samples."""
@@ -58,9 +62,14 @@ def log_mel(segments: jax.Array, front_end: FrontEnd) -> jax.Array:
     Returns:
       f32[..., mels, frames] in dB, never below 10 log10(`POWER_FLOOR`).
     """
-    spectrum = _magnitude(segments, front_end, pad="constant")
-    power = _apply_mel(jnp.square(spectrum), front_end, htk=False, norm="slaney")
-    return 10 * jnp.log10(jnp.maximum(power, POWER_FLOOR))
+
+    def compute(segments, group):
+        spectrum = _transform(segments, front_end, pad="constant")
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        power = _apply_mel(power, front_end, group, htk=False, norm="slaney")
+        return 10 * jnp.log10(jnp.maximum(power, POWER_FLOOR))
+
+    return _compute_in_blocks(compute, segments, front_end)
 
 
 def stack_frames(features: jax.Array, adjacent: int) -> jax.Array:
@@ -88,26 +97,70 @@ def mel_magnitude(segments: jax.Array, front_end: FrontEnd) -> jax.Array:
     Returns:
       f32[..., mels, frames], not negative.
     """
-    spectrum = _magnitude(segments, front_end, pad="reflect")
-    norm = np.sqrt(np.sum(np.square(_window(front_end.window))))
-    return _apply_mel(spectrum / norm.astype(spectrum.dtype), front_end, htk=True, norm=None)
+
+    def compute(segments, group):
+        magnitude = jnp.abs(_transform(segments, front_end, pad="reflect"))
+        norm = np.sqrt(np.sum(np.square(_window(front_end.window))))
+        magnitude /= norm.astype(magnitude.dtype)
+        return _apply_mel(magnitude, front_end, group, htk=True, norm=None)
+
+    return _compute_in_blocks(compute, segments, front_end)
 
 
-def _magnitude(segments, front_end, pad):
-    """|STFT| with a periodic Hann window: f32[..., frames, 1 + window // 2]."""
+def _compute_in_blocks(compute, segments, front_end):
+    """Apply ``compute(segments, filters in a group)``, on a CPU to some segments at a time."""
+    samples = segments.shape[-1]
+    rows = max(1, BLOCK // (front_end.count_frames(samples) * front_end.window))
+
+    def compute_blocks(segments):
+        if len(segments) <= rows:
+            return compute(segments, GROUP)
+        return jax.lax.map(lambda segment: compute(segment, GROUP), segments, batch_size=rows)
+
+    features = jax.lax.platform_dependent(
+        segments.reshape(-1, samples),
+        cpu=compute_blocks,
+        default=lambda segments: compute(segments, front_end.mels),
+    )
+    return features.reshape(*segments.shape[:-1], *features.shape[1:])
+
+
+def _transform(segments, front_end, pad):
+    """STFT with a periodic Hann window: c64[..., frames, 1 + window // 2]."""
     window, hop = front_end.window, front_end.hop
     frames = front_end.count_frames(segments.shape[-1])
-    edges = [(0, 0)] * (segments.ndim - 1) + [(window // 2, window // 2)]
-    padded = jnp.pad(segments, edges, mode=pad)
-    start = hop * np.arange(frames)[:, None] + np.arange(window)
-    framed = padded[..., start] * _window(window).astype(segments.dtype)
-    return jnp.abs(jnp.fft.rfft(framed, axis=-1))
+    free = [(0, 0)] * (segments.ndim - 1)
+    padded = jnp.pad(segments, [*free, (window // 2, window // 2)], mode=pad)
+    # A frame is a run of pieces as long as the hop. Slices in a sum, which XLA makes one loop: a
+    # gather reads an index for every number, and a concatenation is slower on the CPU.
+    pieces = -(-window // hop)
+    surplus = (frames + pieces - 1) * hop - padded.shape[-1]  # below 0: cut
+    whole = jax.lax.pad(padded, padded.dtype.type(0), [(0, 0, 0)] * len(free) + [(0, surplus, 0)])
+    whole = whole.reshape(*segments.shape[:-1], -1, hop)
+    taper = np.zeros(pieces * hop, padded.dtype)
+    taper[:window] = _window(window)
+    framed = sum(
+        jnp.pad(
+            whole[..., i : i + frames, :] * taper[i * hop : (i + 1) * hop],
+            [*free, (0, 0), (i * hop, (pieces - 1 - i) * hop)],
+        )
+        for i in range(pieces)
+    )
+    return jnp.fft.rfft(framed[..., :window], axis=-1)
 
 
-def _apply_mel(spectrum, front_end, htk, norm):
+def _apply_mel(spectrum, front_end, group, htk, norm):
+    """Sum bins up: f[..., frames, bins] -> f[..., mels, frames], `group` filters at a time."""
     bank = _mel_bank(front_end, htk, norm).astype(spectrum.dtype)
-    # An accelerator's default would round the spectrum to bfloat16 or TF32.
-    return jnp.einsum("mf,...tf->...mt", bank, spectrum, precision=jax.lax.Precision.HIGHEST)
+    products = []
+    for first in range(0, front_end.mels, group):
+        filters = bank[first : first + group]
+        reached = filters.any(axis=0)
+        bins = slice(reached.argmax(), len(reached) - reached[::-1].argmax())
+        # An accelerator's default would round the spectrum to bfloat16 or TF32.
+        precision = jax.lax.Precision.HIGHEST
+        products.append(jnp.dot(spectrum[..., bins], filters[:, bins].T, precision=precision))
+    return jnp.swapaxes(jnp.concatenate(products, axis=-1), -1, -2)
 
 
 @lru_cache

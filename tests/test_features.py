@@ -94,6 +94,41 @@ def test_leading_axes_are_free(segments):
     np.testing.assert_allclose(nested[0, 0], once, rtol=1e-6, atol=1e-4)
 
 
+@BOTH
+def test_a_batch_of_several_blocks_is_that_of_its_segments(monkeypatch, feature, front_end, shape):
+    x = np.random.default_rng(1).standard_normal((7, 8000)).astype(np.float32)
+    together = np.asarray(jax.jit(feature, static_argnums=1)(x, front_end))
+    numbers = front_end.count_frames(8000) * front_end.window
+    monkeypatch.setattr("dns_jax.features.BLOCK", 3 * numbers)  # blocks of 3, 3 and 1
+    got = np.asarray(jax.jit(lambda x: feature(x, front_end))(x))
+    assert got.shape == (7, shape[1], front_end.count_frames(8000))
+    np.testing.assert_allclose(got, together, rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+def test_it_can_be_differentiated(segments, feature, front_end, shape):
+    x = jnp.asarray(segments[:, :4096])
+
+    def loss(x):
+        return jnp.sum(jnp.square(feature(x, front_end)))
+
+    gradient = jax.jit(jax.grad(loss))(x)
+    direction = gradient / jnp.linalg.norm(gradient)
+    step = 1e-3 * jnp.linalg.norm(x)
+    difference = loss(x + step * direction) - loss(x - step * direction)
+    slope = float(jnp.vdot(gradient, direction))
+    np.testing.assert_allclose(difference / (2 * step), slope, rtol=0.02)
+
+
+@pytest.mark.parametrize("hop", [100, 256, 400, 2000])
+def test_the_hop_need_not_divide_the_window_nor_lie_in_it(segments, hop):
+    front_end = LOG_MEL._replace(hop=hop)
+    got = np.asarray(jax.jit(log_mel, static_argnums=1)(segments, front_end), np.float64)
+    expected = librosa_mel(segments, front_end, power=2.0, pad_mode="constant")
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(10 ** (got / 10), expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("samples", [4000, 4001, 4100])
 def test_an_odd_window_has_librosas_frames(segments, samples):
     front_end = LOG_MEL._replace(window=1023, hop=100)
