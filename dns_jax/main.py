@@ -61,6 +61,10 @@ def _stop(message, status):
 def main(argv: list[str]) -> None:
     """Run the experiment that the flags describe."""
     del argv
+    from dns_jax.memory import keep_freed_memory
+
+    keep_freed_memory()
+
     from jax.errors import JaxRuntimeError
 
     from dns_jax import compilation, experiment, hosts
