@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.progress = True  # bars on the terminal; no part of a run's identity
     config.checkpoint_seconds = 60.0  # likewise
     config.devices = 0  # how many share the work, of all hosts together; 0: all; likewise
+    config.precision = "float32"  # of activations: "bfloat16" for accelerators, half the memory
     config.parallel = "mesh"  # how they share the training: "mesh" (jit) or "pmap"; likewise
 
     config.data = data = ml_collections.ConfigDict()
@@ -35,6 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.score = ""  # and those to score; one machine, one section
     data.others = ""  # more pseudo-anomalous sounds: a folder, "factory"; "none": AE alone
     data.cache_dir = ""  # decoded waveforms; empty: in the workdir
+    data.device_gigabytes = 4.0  # of training recordings on every device; more are read from the
+    # cache while training, 0: always; no part of a run's identity
     data.synthetic = False  # write the embedded factory into the workdir and use it
 
     config.autoencoder = ae = ml_collections.ConfigDict()
@@ -48,10 +51,13 @@ def get_config() -> ml_collections.ConfigDict:
             "high_hz": 7800.0,
         }
     )
+    ae.precision = config.get_ref("precision")
     ae.adjacent_frames = 5  # [P]
     ae.hidden = 128  # [B]
     ae.depth = 4  # hidden layers on either side of the bottleneck [B]
     ae.bottleneck = 8  # [B]
+    ae.cached_mel = False  # crops on the hop grid out of the log-mel of whole recordings, computed
+    # once: another method, since a window need not start on a hop
     ae.learning_rate = 1e-3  # Adam, fixed [P]
     ae.batch = 16  # segments [P]
     ae.epochs = 1500  # one crop of every training recording each [P]
@@ -86,6 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
             "depth": 1.0,
         }
     )
+    oe.precision = config.get_ref("precision")
     oe.feature = 128  # [P]
     oe.dropout = 0.3  # [S]
     oe.machine_head = "linear"  # g_mac [P]; "squared_norm" as in [S]
@@ -116,5 +123,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.report.write = True  # report.html, figures/, ranking.csv, curves.csv
     config.report.megabytes = 24.0  # of sounds held in it; the others are linked
 
-    config.scoring_batch = 32  # segments scored at a time
+    config.scoring_batch = 32  # segments that each device scores at a time
     return config

@@ -19,8 +19,17 @@ from dns_jax.hosts import is_first, wait_for_all
 _NOT_IDENTITY = (
     *("data_dir", "data.cache_dir", "data.labels", "data.normal", "data.score", "data.others"),
     *("progress", "checkpoint_seconds", "devices", "parallel"),
-    *("report.write", "report.megabytes"),
+    *("data.device_gigabytes", "report.write", "report.megabytes"),
 )
+
+# What runs did before these fields were there.
+_ONCE = {
+    "data.year": 2021,
+    "autoencoder.cached_mel": False,
+    "precision": "float32",
+    "autoencoder.precision": "float32",
+    "serial_oe.precision": "float32",
+}
 
 
 class ConfigError(ValueError):
@@ -58,7 +67,7 @@ _LIMITS = (
     (
         "True or False",
         lambda v: isinstance(v, bool),
-        "progress data.resample data.skip_bad data.synthetic report.write",
+        "progress data.resample data.skip_bad data.synthetic autoencoder.cached_mel report.write",
     ),
     (name_years(YEARS), lambda v: type(v) is int and v in YEARS, "data.year"),
     ("different names, as fan,pump", lambda v: _are_different(v, _is_text), "machines"),
@@ -101,8 +110,8 @@ _LIMITS = (
     (
         "from 0 to 1e9",
         lambda v: 0 <= v <= 1e9,
-        "checkpoint_seconds report.megabytes *.front_end.low_hz serial_oe.product_weight "
-        "serial_oe.weight_decay",
+        "checkpoint_seconds data.device_gigabytes report.megabytes *.front_end.low_hz "
+        "serial_oe.product_weight serial_oe.weight_decay",
     ),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, "serial_oe.dropout"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.train_share"),
@@ -114,6 +123,11 @@ _LIMITS = (
         "serial_oe.target_per_batch",
     ),
     ("-1 (mono) or a channel from 0", lambda v: type(v) is int and v >= -1, "data.channel"),
+    (
+        "float32 or bfloat16",
+        ("float32", "bfloat16").__contains__,
+        "precision *.precision",
+    ),
     *(
         (" or ".join(choices), choices.__contains__, name)
         for name, choices in {
@@ -306,7 +320,7 @@ def _write(file, run):
 
 def _identify(tree):
     """The fields that a run is known by; of `data.others` only whether SerialOE is left out."""
-    fields = {"data.year": 2021} | _flatten(tree)  # there were no others once
+    fields = _ONCE | _flatten(tree)
     alone = {"data.others": "none"} if fields.get("data.others") == "none" else {}
     return {n: v for n, v in fields.items() if n not in _NOT_IDENTITY} | alone
 

@@ -9,6 +9,8 @@ from flax import nnx
 from scipy import stats
 
 from configs import default
+from dns_jax.models import convolutions as conv
+from dns_jax.models.convolutions import convolve_depthwise
 from dns_jax.models.efficientnet import DepthwiseConv, EfficientNet, SqueezeExcite
 
 B0 = default.get_config().serial_oe.backbone
@@ -86,52 +88,85 @@ def run_block(x, block, stride, train):
     return x + y if stride == 1 and x.shape[-1] == y.shape[-1] else y
 
 
-# Depthwise convolution
+# Convolutions
 
 SIZES = pytest.mark.parametrize("sizes", [(7, 8), (2, 3)], ids=str)
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
-KERNELS = pytest.mark.parametrize("kernel", [3, 5])
+KERNELS = pytest.mark.parametrize("kernel", [1, 3, 5])
+WAYS = pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 
 
-@pytest.mark.parametrize("way", ["_shifted_products", "_grouped"])
+def choose(monkeypatch, platform):
+    """Let the CPU compute in the form of another platform."""
+
+    def choose(*arguments, default, **forms):
+        return forms.get(platform, default)(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+
+
+def differentiate(function, *arguments):
+    """Return the output and the gradients for the last argument as its cotangent, in float32."""
+
+    @jax.jit
+    def run(*arguments):
+        out, pull_back = jax.vjp(function, *arguments[:-1])
+        return out, *pull_back(arguments[-1])
+
+    return run(*(jnp.asarray(a, jnp.float32) for a in arguments))
+
+
+@WAYS
 @SIZES
 @STRIDES
 @KERNELS
-def test_both_ways_of_depthwise_convolution_equal_naive_loops(way, sizes, stride, kernel):
+def test_depthwise_convolution_and_its_gradients_equal_naive_loops_on_every_platform(
+    monkeypatch, platform, sizes, stride, kernel
+):
+    choose(monkeypatch, platform)
     rng = np.random.default_rng(0)
-    conv = tiny.randomise(lambda: DepthwiseConv(3, kernel, stride, rngs=nnx.Rngs(0)))
-    weights = f64(conv.kernel)
+    weights = rng.standard_normal((kernel, kernel, 3))
     x = rng.standard_normal((2, *sizes, 3))
     cotangent = rng.standard_normal((2, *(-(-n // stride) for n in sizes), 3))
     expected = filter_channels(x, weights, stride, cotangent)
-
-    @jax.jit
-    def run(x, weights, cotangent):
-        out, pull_back = jax.vjp(getattr(conv, way), x, weights)
-        return out, *pull_back(cotangent)
-
-    got = run(*(jnp.asarray(a, jnp.float32) for a in (x, weights, cotangent)))
+    got = differentiate(lambda x, w: convolve_depthwise(x, w, stride), x, weights, cotangent)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_cpu_runs_shifted_products_and_accelerators_one_grouped_convolution():
-    conv = tiny.randomise(lambda: DepthwiseConv(3, 3, 1, rngs=nnx.Rngs(0)))
-    traced = jax.jit(conv).trace(jnp.ones((1, 8, 8, 3)))
+@WAYS
+def test_a_convolution_of_single_points_and_its_gradients_are_matrix_products(
+    monkeypatch, platform
+):
+    choose(monkeypatch, platform)
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((2, 5, 4, 3)), rng.standard_normal((1, 1, 3, 6))
+    cotangent = rng.standard_normal((2, 5, 4, 6))
+    got = differentiate(lambda x, w: conv.convolve(x, w, 1), x, weights, cotangent)
+    np.testing.assert_allclose(got[0], x @ weights[0, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[1], cotangent @ weights[0, 0].T, rtol=1e-4, atol=1e-5)
+    expected = np.einsum("bhwi,bhwo->io", x, cotangent)
+    np.testing.assert_allclose(got[2][0, 0], expected, rtol=1e-4, atol=1e-5)
 
-    def program(platform):
-        return traced.lower(lowering_platforms=(platform,)).as_text()
 
-    assert "convolution" not in program("cpu")
+def test_the_cpu_gets_products_and_accelerators_convolutions():
+    def lower(function, *shapes):
+        traced = jax.jit(function).trace(*(jnp.ones(shape) for shape in shapes))
+        return lambda platform: traced.lower(lowering_platforms=(platform,)).as_text()
+
+    depthwise = lower(lambda x, w: convolve_depthwise(x, w, 1), (1, 8, 8, 3), (3, 3, 3))
+    pointwise = lower(lambda x, w: conv.convolve(x, w, 1), (1, 8, 8, 3), (1, 1, 3, 4))
+    assert "convolution" not in depthwise("cpu") + pointwise("cpu")
     for platform in ("tpu", "cuda"):
-        assert "feature_group_count = 3" in program(platform)
+        assert "feature_group_count = 3" in depthwise(platform)
+        assert "convolution" in pointwise(platform)
 
 
 def test_the_call_is_the_depthwise_convolution():
-    conv = tiny.randomise(lambda: DepthwiseConv(3, 5, 2, rngs=nnx.Rngs(0)))
+    layer = tiny.randomise(lambda: DepthwiseConv(3, 5, 2, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(1).standard_normal((2, 8, 7, 3))
-    expected, _, _ = filter_channels(x, f64(conv.kernel), 2, np.zeros((2, 4, 4, 3)))
-    np.testing.assert_allclose(conv(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
+    expected, _, _ = filter_channels(x, f64(layer.kernel), 2, np.zeros((2, 4, 4, 3)))
+    np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
 
 
 # Squeeze-and-excitation, and the whole network

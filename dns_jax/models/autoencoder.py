@@ -9,6 +9,7 @@ from flax import nnx
 
 from dns_jax.features import log_mel, make_front_end, stack_frames
 from dns_jax.models.batch_norm import BatchNorm
+from dns_jax.models.precision import follow_input, round_activations
 from dns_jax.models.spread import row_by_row
 
 
@@ -19,21 +20,31 @@ class Autoencoder(nnx.Module):
         """Build f_G.
 
         Args:
-          config: `config.autoencoder`: front_end, adjacent_frames, hidden, depth, bottleneck.
+          config: `config.autoencoder`: front_end, adjacent_frames, hidden, depth, bottleneck,
+            precision.
           rngs: source of the initial weights (Glorot, as in the official baseline).
         """
         self.front_end = make_front_end(config.front_end)
         self.spread = None
+        self.precision = config.precision
         self.adjacent = config.adjacent_frames
         vector = self.adjacent * self.front_end.mels
         half = (config.hidden,) * config.depth
         sizes = (vector, *half, config.bottleneck, *half, vector)
         self.layers = nnx.List(
-            nnx.Linear(i, o, kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs)
+            nnx.Linear(
+                i,
+                o,
+                kernel_init=nnx.initializers.glorot_uniform(),
+                promote_dtype=follow_input,
+                rngs=rngs,
+            )
             for i, o in pairwise(sizes)
         )
         # Keras's defaults, which the official baseline uses.
-        self.norms = nnx.List(BatchNorm(o, momentum=0.01, epsilon=1e-3) for o in sizes[1:-1])
+        self.norms = nnx.List(
+            BatchNorm(o, momentum=0.01, epsilon=1e-3, activation=nnx.relu) for o in sizes[1:-1]
+        )
 
     def extract(self, segments: jax.Array) -> jax.Array:
         """Compute psi: ``f32[batch, samples] -> f32[batch, vectors, D]`` in dB, D = 640."""
@@ -46,10 +57,10 @@ class Autoencoder(nnx.Module):
     def __call__(self, vectors: jax.Array, *, train: bool) -> jax.Array:
         """Reconstruct ``vectors: f32[..., D]``."""
         # One row axis: XLA's matrix products on the CPU are slower with two.
-        hidden = vectors.reshape(-1, vectors.shape[-1])
+        hidden = round_activations(vectors, self.precision).reshape(-1, vectors.shape[-1])
         for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
-            hidden = nnx.relu(norm(layer(hidden), train=train))
-        return self.layers[-1](hidden).reshape(vectors.shape)
+            hidden = norm(layer(hidden), train=train)
+        return self.layers[-1](hidden).astype(vectors.dtype).reshape(vectors.shape)
 
 
 def reconstruction_loss(vectors: jax.Array, reconstructed: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dns_jax.models.batch_norm import BatchNorm
+from dns_jax.models.convolutions import convolve, convolve_depthwise
 
 EPSILON = 1e-3
 
@@ -37,17 +38,27 @@ def _round_channels(channels: float) -> int:
 _FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _conv(inputs, outputs, rngs, *, kernel=1, stride=1, bias=False):
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (kernel, kernel),
-        strides=stride,
-        padding="SAME",
-        use_bias=bias,
-        kernel_init=_FAN_OUT,
-        rngs=rngs,
-    )
+class Conv(nnx.Module):
+    """A convolution of all channels, SAME padding."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.stride = stride
+        self.kernel = nnx.Param(_FAN_OUT(rngs.params(), (kernel, kernel, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``x: f[batch, mels, frames, inputs]``, in its precision."""
+        y = convolve(x, self.kernel[...].astype(x.dtype), self.stride)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class DepthwiseConv(nnx.Module):
@@ -59,44 +70,19 @@ class DepthwiseConv(nnx.Module):
         self.kernel = nnx.Param(math.sqrt(2) / kernel * weights)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Filter ``x: f32[batch, mels, frames, channels]``."""
-        # XLA's grouped convolution on the CPU takes five times as long as shifted products.
-        return jax.lax.platform_dependent(
-            x, self.kernel[...], cpu=self._shifted_products, default=self._grouped
-        )
-
-    def _grouped(self, x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[:, :, None, :],
-            (self.stride, self.stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1],
-        )
-
-    def _shifted_products(self, x, kernel):
-        size, stride = kernel.shape[0], self.stride
-        pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
-        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        rows, columns = (-(-n // stride) for n in x.shape[1:3])
-        return sum(
-            padded[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
-            * kernel[i, j]
-            for i in range(size)
-            for j in range(size)
-        )
+        """Filter ``x: f[batch, mels, frames, channels]``, in its precision."""
+        return convolve_depthwise(x, self.kernel[...].astype(x.dtype), self.stride)
 
 
 class SqueezeExcite(nnx.Module):
     """Scale the channels by a gate computed from their global means."""
 
     def __init__(self, channels: int, reduced: int, *, rngs: nnx.Rngs):
-        self.reduce = _conv(channels, reduced, rngs, bias=True)
-        self.expand = _conv(reduced, channels, rngs, bias=True)
+        self.reduce = Conv(channels, reduced, bias=True, rngs=rngs)
+        self.expand = Conv(reduced, channels, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Gate ``x: f32[batch, mels, frames, channels]``."""
+        """Gate ``x: f[batch, mels, frames, channels]``."""
         gate = nnx.silu(self.reduce(jnp.mean(x, (1, 2), keepdims=True)))
         return x * nnx.sigmoid(self.expand(gate))
 
@@ -109,20 +95,20 @@ class MBConv(nnx.Module):
         self.residual = stride == 1 and inputs == stage.channels
         self.expands = stage.expand > 1
         if self.expands:
-            self.expand = _conv(inputs, middle, rngs)
-            self.expand_norm = BatchNorm(middle, epsilon=EPSILON)
+            self.expand = Conv(inputs, middle, rngs=rngs)
+            self.expand_norm = BatchNorm(middle, epsilon=EPSILON, activation=nnx.silu)
         self.depthwise = DepthwiseConv(middle, stage.kernel, stride, rngs=rngs)
-        self.depthwise_norm = BatchNorm(middle, epsilon=EPSILON)
+        self.depthwise_norm = BatchNorm(middle, epsilon=EPSILON, activation=nnx.silu)
         self.squeeze_excite = SqueezeExcite(middle, max(1, round(inputs / 4)), rngs=rngs)
-        self.project = _conv(middle, stage.channels, rngs)
+        self.project = Conv(middle, stage.channels, rngs=rngs)
         self.project_norm = BatchNorm(stage.channels, epsilon=EPSILON)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Transform ``x: f32[batch, mels, frames, inputs]``."""
+        """Transform ``x: f[batch, mels, frames, inputs]``."""
         y = x
         if self.expands:
-            y = nnx.silu(self.expand_norm(self.expand(y), train=train))
-        y = nnx.silu(self.depthwise_norm(self.depthwise(y), train=train))
+            y = self.expand_norm(self.expand(y), train=train)
+        y = self.depthwise_norm(self.depthwise(y), train=train)
         y = self.project_norm(self.project(self.squeeze_excite(y)), train=train)
         return x + y if self.residual else y
 
@@ -140,8 +126,8 @@ class EfficientNet(nnx.Module):
         """
         stages = [Stage(*row) for row in config.stages]
         channels = _round_channels(config.stem * config.width)
-        self.stem = _conv(1, channels, rngs, kernel=3, stride=2)
-        self.stem_norm = BatchNorm(channels, epsilon=EPSILON)
+        self.stem = Conv(1, channels, kernel=3, stride=2, rngs=rngs)
+        self.stem_norm = BatchNorm(channels, epsilon=EPSILON, activation=nnx.silu)
         self.repeats = tuple(math.ceil(stage.repeats * config.depth) for stage in stages)
         blocks = []
         for stage, repeats in zip(stages, self.repeats, strict=True):
@@ -152,12 +138,15 @@ class EfficientNet(nnx.Module):
                 channels = stage.channels
         self.blocks = nnx.List(blocks)
         self.features = _round_channels(config.head * config.width)
-        self.head = _conv(channels, self.features, rngs)
-        self.head_norm = BatchNorm(self.features, epsilon=EPSILON)
+        self.head = Conv(channels, self.features, rngs=rngs)
+        self.head_norm = BatchNorm(self.features, epsilon=EPSILON, activation=nnx.silu)
 
     def __call__(self, spectra: jax.Array, *, train: bool) -> jax.Array:
-        """Map ``f32[batch, mels, frames]`` to ``f32[batch, mels / 32, frames / 32, features]``."""
-        x = nnx.silu(self.stem_norm(self.stem(spectra[..., None]), train=train))
+        """Map ``f[batch, mels, frames]`` to ``f[batch, mels / 32, frames / 32, features]``.
+
+        All activations have the precision of the spectra; batch statistics that of the parameters.
+        """
+        x = self.stem_norm(self.stem(spectra[..., None]), train=train)
         for block in self.blocks:
             x = block(x, train=train)
-        return nnx.silu(self.head_norm(self.head(x), train=train))
+        return self.head_norm(self.head(x), train=train)

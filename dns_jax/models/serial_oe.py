@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from dns_jax.features import make_front_end, mel_magnitude
 from dns_jax.models.batch_norm import BatchNorm
 from dns_jax.models.efficientnet import EfficientNet
+from dns_jax.models.precision import round_activations
 from dns_jax.models.spread import gather_rows, row_by_row, take_own_rows
 
 
@@ -37,12 +38,14 @@ class SerialOE(nnx.Module):
         """Build the network.
 
         Args:
-          config: `config.serial_oe`: front_end, backbone, feature, dropout, machine_head.
+          config: `config.serial_oe`: front_end, backbone, feature, dropout, machine_head,
+            precision (of the backbone's activations).
           products: C, the number of product IDs (sections) of the target machine.
           rngs: source of the initial weights.
         """
         self.front_end = make_front_end(config.front_end)
         self.machine_head = config.machine_head
+        self.precision = config.precision
         self.spread = None
         self.backbone = EfficientNet(config.backbone, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout)
@@ -66,8 +69,9 @@ class SerialOE(nnx.Module):
           f32[batch, feature], 128 numbers a segment in the paper, not normalised.
         """
         extract = row_by_row(partial(mel_magnitude, front_end=self.front_end), self.spread)
-        spectra = extract(segments)
-        pooled = jnp.mean(self.backbone(spectra, train=train), (1, 2))
+        spectra = round_activations(extract(segments), self.precision)
+        maps = self.backbone(spectra, train=train)
+        pooled = jnp.mean(maps.astype(segments.dtype), (1, 2))
         if train:  # one mask for the whole batch, however it is spread
             whole = self.dropout(gather_rows(pooled, self.spread), deterministic=False, rngs=key)
             pooled = take_own_rows(whole, self.spread)
