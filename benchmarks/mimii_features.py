@@ -46,13 +46,14 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dns_jax import smooth_sweep
-from dns_jax.data.batches import count_steps, draw_rows
+from dns_jax.data.batches import Plan, count_steps, draw_rows
 from dns_jax.data.refusals import DataError, printable
 from dns_jax.evaluation.curves import measure_anomaly_rates, measure_pool_sizes
 from dns_jax.evaluation.drawing import draw_anomaly_rates, draw_pool_sizes, save_figure
 from dns_jax.evaluation.metrics import section_hmean
 from dns_jax.evaluation.pools import stack_pools
 from dns_jax.evaluation.selection import select
+from dns_jax.feeding import Feed
 from dns_jax.hosts import Preemption
 from dns_jax.inlier import fit_inlier, score_features
 from dns_jax.models.autoencoder import reconstruction_loss
@@ -60,8 +61,9 @@ from dns_jax.models.batch_norm import BatchNorm
 from dns_jax.models.serial_oe import draw_mixture, mix_up, serial_oe_loss
 from dns_jax.one_cycle import one_cycle_adamw
 from dns_jax.parallel import make_mesh
+from dns_jax.programs import Task
 from dns_jax.scoring import Segments
-from dns_jax.training import Schedule, Task, TrainingError, fit
+from dns_jax.training import Schedule, TrainingError, fit
 
 SNRS = {"snr6": "6 dB", "snr0": "0 dB", "snr_6": "-6 dB"}
 IDS = ("00", "02", "04", "06")
@@ -183,12 +185,16 @@ def train_network(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
     loss: Callable,
-    draw_batch: Callable,
+    psi: np.ndarray,
+    draw: Callable,
     steps_per_epoch: int,
     seed: int,
 ) -> nnx.Module:
-    """Train by `dns_jax.training.fit` with nothing to validate on."""
-    task = Task(loss, lambda model, batch: None, BATCH, draw_batch, lambda part: iter(()))
+    """Train on rows of `psi` by `dns_jax.training.fit` with nothing to validate on."""
+    feed = Feed(jnp.asarray(psi), lambda rows, _: np.int32(rows), lambda psi, rows: psi[rows])
+    nothing = np.zeros((0, BATCH), int)
+    validation = Plan(nothing, nothing)
+    task = Task(loss, None, BATCH, draw, validation, 0, lambda mesh: (feed, feed))
     with tempfile.TemporaryDirectory() as directory:
         return fit(
             model,
@@ -209,15 +215,17 @@ def train_autoencoder(cell: Cell, seed: int) -> Perceptron:
     """Train f_G on the normal clips of all ids (eq. 1)."""
     rows = np.arange(len(cell.train))
 
-    def draw_batch(step, part):
-        return cell.train[draw_rows(rows, BATCH, seed, 0, step)]
+    def draw(first, count):
+        drawn = draw_rows(rows, BATCH, seed, 0, first, count)
+        return Plan(drawn, 0 * drawn)
 
-    def loss(model, psi, key, progress):
+    def loss(model, batch, key, progress):
+        (psi,) = batch
         return reconstruction_loss(psi, model(psi, train=True))
 
     model = Perceptron(*(MELS,) * 5, 8, *(MELS,) * 5, rngs=nnx.Rngs(seed))
     epoch = count_steps(len(rows), BATCH)
-    return train_network(model, optax.adam(1e-3), loss, draw_batch, epoch, seed)
+    return train_network(model, optax.adam(1e-3), loss, cell.train, draw, epoch, seed)
 
 
 def train_discriminator(cell: Cell, seed: int) -> Discriminator:
@@ -227,11 +235,12 @@ def train_discriminator(cell: Cell, seed: int) -> Discriminator:
     positive, negative = np.split(np.arange(len(psi)), [len(cell.train)])
     half = BATCH // 2
 
-    def draw_batch(step, part):
+    def draw(first, count):
+        chains = (positive, 1), (negative, 2)
         rows = np.concatenate(
-            [draw_rows(positive, half, seed, 1, step), draw_rows(negative, half, seed, 2, step)]
+            [draw_rows(rows, half, seed, stream, first, count) for rows, stream in chains], axis=1
         )
-        return psi[rows], product[rows].sum(axis=1), product[rows]
+        return Plan(rows, 0 * rows, (product[rows].sum(axis=2), product[rows]))
 
     def loss(model, batch, key, progress):
         psi, machine, product = mix_up(*draw_mixture(key, 0.2, 1.0, BATCH), *batch)
@@ -240,7 +249,7 @@ def train_discriminator(cell: Cell, seed: int) -> Discriminator:
     epoch = count_steps(len(positive), half)
     optimizer = one_cycle_adamw(1e-3, weight_decay=0.0, steps=EPOCHS * epoch)
     return train_network(
-        Discriminator(rngs=nnx.Rngs(seed)), optimizer, loss, draw_batch, epoch, seed
+        Discriminator(rngs=nnx.Rngs(seed)), optimizer, loss, psi, draw, epoch, seed
     )
 
 

@@ -94,9 +94,9 @@ def check_shared(file: Path) -> None:
         )
 
 
-def agree(answer: bool) -> bool:
+def agree(answer: bool | int) -> bool | int:
     """Return the first host's answer, so that all hosts go the same way."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+    return type(answer)(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
 @contextlib.contextmanager

@@ -73,49 +73,71 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def spread(mesh: Mesh, rows: Any) -> Any:
+def place(mesh: Mesh, arrays: Any) -> Any:
+    """Put NumPy arrays, the same on every host, on every device: `replicate` compares them all."""
+    sharding = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), arrays
+    )
+
+
+def spread(mesh: Mesh, rows: Any, axis: int = 0) -> Any:
     """Put the rows that this host has (`own_rows`) on its devices, as part of the whole batch."""
-    sharding = NamedSharding(mesh, P(AXIS))
+    sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), rows
     )
 
 
-def compile_step(train_step: Callable, mesh: Mesh, way: str) -> Callable:
-    """Compile ``(state, rows of this host, step) -> state``; the old state is given up.
+def spread_batches(mesh: Mesh, batches: Any, way: str) -> Any:
+    """Put batches on the devices, for `compile_program`: [batches, rows of this host, ...]."""
+    if way == "pmap":
+        devices = len(mesh.local_devices)
+        batches = jax.tree.map(
+            lambda x: x.reshape(len(x), devices, x.shape[1] // devices, *x.shape[2:]), batches
+        )
+    return spread(mesh, batches, axis=1)
+
+
+def compile_program(program: Callable, mesh: Mesh, way: str) -> Callable:
+    """Compile ``(state, store, batches, *numbers) -> (state, more)``; the old state is given up.
+
+    The numbers are whole. The store is `place`d, batches come from `spread_batches`.
 
     Args:
-      train_step: for "mesh" a function of the whole batch; for "pmap" one of a device's rows, the
-        same on every device in what it returns.
+      program: for "mesh" a function of whole batches; for "pmap" one of a device's rows of them,
+        the same on every device in what it returns.
       mesh: the devices.
       way: "mesh" or "pmap".
     """
     if way == "mesh":
-        compiled = jax.jit(train_step, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
-        return lambda state, rows, step: compiled(state, spread(mesh, rows), np.int32(step))
+        compiled = jax.jit(program, donate_argnums=0, out_shardings=NamedSharding(mesh, P()))
+    else:
+        compiled = jax.pmap(
+            program,
+            AXIS,
+            in_axes=(None, None, 1, None, None),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+            donate_argnums=0,
+        )
 
-    compiled = jax.pmap(
-        train_step,
-        AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        devices=list(mesh.devices.flat),
-        donate_argnums=0,
-    )
-    devices = len(mesh.local_devices)
+    def run(state, store, batches, *numbers):
+        results = compiled(state, store, batches, *map(np.int32, numbers))
+        if way == "mesh" or jax.process_count() == 1:
+            return results
+        return multihost_utils.host_local_array_to_global_array(results, mesh, P())
 
-    def mapped(state, rows, step):
-        rows = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), rows)
-        state = compiled(state, rows, np.int32(step))
-        if jax.process_count() == 1:
-            return state
-        return multihost_utils.host_local_array_to_global_array(state, mesh, P())
-
-    return mapped
+    return run
 
 
-def map_rows(function: Callable, mesh: Mesh) -> Callable:
-    """Compile ``(*same everywhere, rows of this host) -> results of all rows``, in NumPy.
+def each_device(function: Callable, mesh: Mesh) -> Callable:
+    """Let each device apply ``(same everywhere, rows) -> rows`` to its own rows of whole arrays."""
+    return jax.shard_map(function, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS))
+
+
+def compile_rows(function: Callable, mesh: Mesh) -> Callable:
+    """Compile ``(*same everywhere, rows of this host) -> results of all rows``, on every device.
 
     Args:
       function: ``(*arrays, rows) -> pytree of [rows, ...]``, each row by itself.
@@ -124,11 +146,16 @@ def map_rows(function: Callable, mesh: Mesh) -> Callable:
 
     @jax.jit
     def compiled(same, rows):
-        specs = {"in_specs": (P(), P(AXIS)), "out_specs": P(AXIS)}
-        results = jax.shard_map(lambda x, rows: function(*x, rows), mesh=mesh, **specs)(same, rows)
+        results = each_device(lambda x, rows: function(*x, rows), mesh)(same, rows)
         return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, P()))
 
-    return lambda *arguments: jax.device_get(compiled(arguments[:-1], spread(mesh, arguments[-1])))
+    return lambda *arguments: compiled(arguments[:-1], spread(mesh, arguments[-1]))
+
+
+def map_rows(function: Callable, mesh: Mesh) -> Callable:
+    """Compile as `compile_rows` does; the results come back in NumPy."""
+    compiled = compile_rows(function, mesh)
+    return lambda *arguments: jax.device_get(compiled(*arguments))
 
 
 def smooth_spread(mesh: Mesh, queries: tuple, pool: tuple, candidates, ks: tuple) -> np.ndarray:

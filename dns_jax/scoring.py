@@ -6,6 +6,7 @@ A recording is divided into segments that start 0, 1, 2, ... s as long as 4 s fi
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from dns_jax.hosts import Preemption, is_first
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
 from dns_jax.models.serial_oe import SerialOE
-from dns_jax.parallel import map_rows, own_rows, replicate
+from dns_jax.parallel import compile_rows, own_rows, replicate
 
 
 class Segments(NamedTuple):
@@ -65,7 +66,7 @@ def score_segments(
     preemption: Preemption,
     name: str,
 ) -> Segments:
-    """Compute a_G and f_D of all segments of the given recordings.
+    """Compute a_G and f_D of all segments of the given recordings, in batches of one shape.
 
     Args:
       autoencoder: trained f_G.
@@ -93,8 +94,8 @@ def score_segments(
         a_g = score_by_autoencoder(autoencoder, segments)
         return a_g, serial_oe(segments, train=False) if serial_oe else jnp.zeros((len(a_g), 0))
 
-    score = map_rows(score, mesh)
-    batch = -(-config.scoring_batch // mesh.size) * mesh.size
+    score = compile_rows(score, mesh)
+    batch = config.scoring_batch * mesh.size
     part = own_rows(mesh, batch)
     results = []
     for first in tqdm(
@@ -103,12 +104,13 @@ def score_segments(
         unit="batch",
         disable=not (config.progress and is_first()),
     ):
-        piece = np.arange(first, min(first + batch, len(start)))
-        own = np.resize(piece, batch)[part]
-        a_g, f_d = score(state, waveforms.crop(rows[recording[own]], start[own], samples))
-        results.append((a_g[: len(piece)], f_d[: len(piece)]))
+        own = np.resize(np.arange(first, min(first + batch, len(start))), batch)[part]
+        results.append(score(state, waveforms.crop(rows[recording[own]], start[own], samples)))
+        if first:  # the batch before is fetched while this one is computed
+            results[-2] = jax.device_get(results[-2])
         preemption.stop_if_reached()
-    ae_score, feature = (np.concatenate(column) for column in zip(*results, strict=True))
+    results = jax.device_get(results)
+    ae_score, feature = (np.concatenate(c)[: len(start)] for c in zip(*results, strict=True))
     table = clips.iloc[recording]
     return Segments(
         clip=table["clip"].to_numpy(np.str_),

@@ -1,18 +1,20 @@
 """What the two networks learn from which recordings (section IV-A): their batches and losses."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dns_jax.data.batches import count_steps, crop_randomly, draw_rows
+from dns_jax.data.batches import Plan, count_steps, draw_rows, draw_starts
 from dns_jax.data.waveforms import Waveforms
+from dns_jax.features import make_front_end, stack_frames
+from dns_jax.feeding import open_feed, open_mel_feed
 from dns_jax.models import autoencoder as ae
 from dns_jax.models import serial_oe as oe
+from dns_jax.models.spread import row_by_row
 from dns_jax.one_cycle import one_cycle_adamw
-from dns_jax.training import Schedule, Task
+from dns_jax.programs import Task
+from dns_jax.training import Schedule
 
 # Independent chains of random numbers of one seed.
 (
@@ -40,20 +42,46 @@ def make_autoencoder_task(
     """
     settings, samples = config.autoencoder, _segment_samples(config)
 
-    def draw_batch(step, part=slice(None)):
-        rows = draw_rows(train, settings.batch, seed, _AE_ROWS, step)
-        return crop_randomly(waveforms, rows, samples, seed, _AE_CROPS, step, part)
+    front_end, cached = make_front_end(settings.front_end), settings.cached_mel
 
-    def loss(model, segments, key, progress):
+    def draw(first, count):
+        rows = draw_rows(train, settings.batch, seed, _AE_ROWS, first, count)
+        length = waveforms.lengths[rows]
+        if cached:
+            length, segment = map(front_end.count_frames, (length, samples))
+        else:
+            segment = samples
+        return Plan(rows, draw_starts(length - segment + 1, seed, _AE_CROPS, first))
+
+    def extract(model, segments):
+        if cached:
+            stack = row_by_row(lambda mels: stack_frames(mels, model.adjacent), model.spread)
+            return stack(segments)
+        return model.extract(segments)
+
+    def loss(model, batch, key, progress):
         del key, progress
-        vectors = model.extract(segments)
+        vectors = extract(model, *batch)
         return ae.reconstruction_loss(vectors, model(vectors, train=True))
 
-    def validation_batches(part=slice(None)):
-        for rows, count in _chunks(validation, settings.batch):
-            yield waveforms.crop(rows[part], np.zeros_like(rows[part]), samples), count
+    def validation_loss(model, batch):
+        vectors = extract(model, *batch)
+        return jax.vmap(ae.reconstruction_loss)(vectors, model(vectors, train=False))
 
-    task = Task(loss, ae.score_segments, settings.batch, draw_batch, validation_batches)
+    def open_feeds(mesh):
+        if not cached:
+            return _open_feeds(config, settings, waveforms, train, validation, mesh)
+        rows, budget = np.union1d(train, validation), _count_budget(config)
+        return (open_mel_feed(waveforms, rows, front_end, samples, mesh, budget),) * 2
+
+    task = Task(
+        loss,
+        validation_loss,
+        settings.batch,
+        draw,
+        *_plan_validation(validation, settings.batch),
+        open_feeds,
+    )
     schedule = _schedule(config, settings, train, settings.batch)
     return task, schedule, optax.adam(settings.learning_rate)
 
@@ -90,19 +118,20 @@ def make_serial_oe_task(
         ]
     schedule = _schedule(config, settings, *chains[0][:2])
     chains.append((negatives, half, _NEGATIVE_ROWS))
-    count = int(products.max()) + 1
+    number = int(products.max()) + 1
 
     def label(rows):
         product = products[rows]
-        one_hot = product[:, None] == np.arange(count)
+        one_hot = product[..., None] == np.arange(number)
         return (product >= 0).astype(np.float32), one_hot.astype(np.float32)
 
-    def draw_batch(step, part=slice(None)):
+    def draw(first, count):
         rows = np.concatenate(
-            [draw_rows(rows, n, seed, stream, step) for rows, n, stream in chains if n]
+            [draw_rows(rows, n, seed, stream, first, count) for rows, n, stream in chains if n],
+            axis=1,
         )
-        segments = crop_randomly(waveforms, rows, samples, seed, _OE_CROPS, step, part)
-        return segments, *label(rows[part])
+        room = waveforms.lengths[rows] - samples + 1
+        return Plan(rows, draw_starts(room, seed, _OE_CROPS, first), label(rows))
 
     def loss(model, batch, key, progress):
         mix_key, dropout_key = jax.random.split(key)
@@ -119,16 +148,24 @@ def make_serial_oe_task(
         features = model(segments, train=False)
         return oe.serial_oe_loss(model, features, machine, product, settings.product_weight)
 
-    def validation_batches(part=slice(None)):
-        positives, negatives = validation
-        if not len(positives) or not len(negatives):
-            return
-        negatives = draw_rows(negatives, len(positives), seed, _OE_VALIDATION, 0)
-        for rows, size in _chunks(np.concatenate([positives, negatives]), settings.batch):
-            rows = rows[part]
-            yield (waveforms.crop(rows, np.zeros_like(rows), samples), *label(rows)), size
-
-    task = Task(loss, validation_loss, settings.batch, draw_batch, validation_batches)
+    if len(validation[0]) and len(validation[1]):
+        beside = draw_rows(validation[1], len(validation[0]), seed, _OE_VALIDATION, 0)[0]
+        validated = np.concatenate([validation[0], beside])
+    else:
+        validated = validation[0][:0]
+    plan, counted = _plan_validation(validated, settings.batch)
+    task = Task(
+        loss,
+        validation_loss,
+        settings.batch,
+        draw,
+        plan._replace(labels=label(plan.rows)),
+        counted,
+        lambda mesh: _open_feeds(
+            config, settings, waveforms, np.concatenate(train), validated, mesh
+        ),
+        looped=jax.default_backend() != "cpu",  # convolutions in a loop are slow there
+    )
     steps = schedule.epochs * schedule.steps_per_epoch
     return task, schedule, one_cycle_adamw(settings.learning_rate, settings.weight_decay, steps)
 
@@ -146,8 +183,24 @@ def _schedule(config, settings, rows, batch):
     )
 
 
-def _chunks(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cut `rows` into pieces of one size, the last filled up with its first row."""
-    for start in range(0, len(rows), size):
-        piece = rows[start : start + size]
-        yield np.concatenate([piece, np.full(size - len(piece), piece[0])]), len(piece)
+def _plan_validation(rows: np.ndarray, batch: int) -> tuple[Plan, int]:
+    """Cut `rows` into batches, the last filled up with its first row; and how many rows count."""
+    filling = np.repeat(rows[len(rows) // batch * batch :][:1], -len(rows) % batch)
+    plan = np.concatenate([rows, filling]).reshape(-1, batch)
+    return Plan(plan, np.zeros_like(plan)), len(rows)
+
+
+def _open_feeds(config, settings, waveforms, train, validation, mesh):
+    """Open the ways to training and validation, of which the beginnings of recordings are used."""
+    samples, budget = _segment_samples(config), _count_budget(config)
+    size = {"samples": samples, "batch": settings.batch, "mesh": mesh}
+    rows = np.unique(validation)
+    beginnings = np.full(len(rows), samples)
+    validation_feed = open_feed(waveforms, rows, beginnings, budget=budget, **size)
+    rows, budget = np.unique(train), budget - validation_feed.size
+    feed = open_feed(waveforms, rows, waveforms.lengths[rows], budget=budget, **size)
+    return feed, validation_feed
+
+
+def _count_budget(config):
+    return config.data.device_gigabytes * 1e9

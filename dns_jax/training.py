@@ -1,4 +1,4 @@
-"""The training loop of both networks: one jitted step, validation, the best weights, resumption.
+"""The training loop of both networks: a step, validation, the best weights, resumption.
 
 Everything that a step uses follows from (seed, step), and everything that it leaves is in
 `TrainState`, so a run that is stopped anywhere and started again ends at the same weights, on
@@ -7,7 +7,7 @@ however many devices.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,8 @@ from dns_jax.data.refusals import reading
 from dns_jax.files import write_text
 from dns_jax.hosts import Preempted, Preemption, agree, is_first
 from dns_jax.models.spread import average
-from dns_jax.parallel import AXIS, compile_step, map_rows, own_rows, replicate
+from dns_jax.parallel import AXIS, replicate
+from dns_jax.programs import Ahead, Task, make_program, make_validation
 
 
 class TrainingError(ValueError):
@@ -51,22 +52,6 @@ class Schedule(NamedTuple):
     steps_per_epoch: int
     validate_every: int  # epochs
     checkpoint_seconds: float
-
-
-class Task(NamedTuple):
-    """What a network learns.
-
-    `loss(model, batch, key, progress)` is the scalar to minimise, with progress in [0, 1);
-    `validation_loss(model, batch)` gives f32[rows], without randomness; `draw_batch(step, part)`
-    the rows `part` (a slice) of a batch of `batch` rows; `validation_batches(part)` pairs (those
-    rows of a batch, number of the whole batch's rows that count).
-    """
-
-    loss: Callable[..., jax.Array]
-    validation_loss: Callable[..., jax.Array]
-    batch: int
-    draw_batch: Callable[[int, slice], Any]
-    validation_batches: Callable[[slice], Iterator[tuple[Any, int]]]
 
 
 def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
@@ -154,7 +139,7 @@ def fit(
       schedule: how long.
       mesh: the devices.
       parallel: how they share the work, "mesh" or "pmap".
-      preemption: asked after every step whether to stop.
+      preemption: asked after every program of steps whether to stop.
       seed: of dropout and augmentation.
       directory: takes the checkpoints and `metrics.jsonl` (one line an epoch).
       name: for the progress bar and errors.
@@ -167,23 +152,22 @@ def fit(
     Raises:
       TrainingError: the loss is not finite any more.
       DataError: a checkpoint or `metrics.jsonl` is damaged.
+      ConfigError: cached spectra do not fit into the memory that they may take.
       Preempted: the run was asked to stop; the last step is saved.
     """
     per_epoch, steps = schedule.steps_per_epoch, schedule.epochs * schedule.steps_per_epoch
-    spread = AXIS if parallel == "pmap" else mesh
-    train_step = make_train_step(model, optimizer, task.loss, seed, steps, spread)
-    train_step = compile_step(train_step, mesh, parallel)
     graph = nnx.graphdef(model)
-    validate = map_rows(
-        lambda p, s, batch: task.validation_loss(nnx.merge(graph, p, s), batch), mesh
-    )
-    part = own_rows(mesh, task.batch)
     metrics_file = directory / "metrics.jsonl"
     with preemption.deferred(), open_checkpoints(directory / "checkpoints") as checkpoints:
-        initial = replicate(mesh, init_state(model, optimizer))
-        start, state = restore_latest(checkpoints, initial)
+        start, state = restore_latest(checkpoints, replicate(mesh, init_state(model, optimizer)))
         rows = [row for row in _read_metrics(metrics_file) if row["step"] <= start]
-        saved = time.monotonic()
+        if start == steps:
+            return nnx.merge(graph, state.best_params, state.best_statistics)
+        feed, validation_feed = task.open_feeds(mesh)
+        spread = AXIS if parallel == "pmap" else mesh
+        train_step = make_train_step(model, optimizer, task.loss, seed, steps, spread)
+        program = make_program(train_step, task, feed, per_epoch, mesh, parallel)
+        validate = make_validation(task, validation_feed, graph, mesh)
         bar = tqdm(
             total=schedule.epochs,
             initial=start // per_epoch,
@@ -191,45 +175,50 @@ def fit(
             unit="epoch",
             disable=not progress,
         )
-        for step in range(start, steps):
-            batch = task.draw_batch(step, part)
-            jax.block_until_ready(state.loss_sum)  # one step ahead, or a stop would come late
-            state = train_step(state, batch, step)
-            if (step + 1) % per_epoch == 0:
-                epoch = (step + 1) // per_epoch
-                row = {"epoch": epoch, "step": step + 1, "loss": float(state.loss_sum) / per_epoch}
-                _check_finite(row["loss"], name, epoch)
-                # Placed as it was, or a restored state would have the step compiled twice.
-                state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
-                if epoch % schedule.validate_every == 0 or epoch == schedule.epochs:
-                    row["validation_loss"] = _mean_loss(validate, state, task, part)
-                    _check_finite(row["validation_loss"], name, epoch)
-                    state = _keep_best(state, row["validation_loss"])
-                rows.append(row)
+        with bar, Ahead(program, start, steps, per_epoch) as ahead:
+
+            def finish(row):  # once it has ended, and once only
+                if row is None or isinstance(row["loss"], float):
+                    return
+                row["loss"] = float(row["loss"]) / per_epoch
+                _check_finite(row["loss"], name, row["epoch"])
+                ahead.pace(row["step"])
                 bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                 bar.update()
-            stops = preemption.reached()
-            due = time.monotonic() - saved > schedule.checkpoint_seconds
-            if jax.process_count() > 1:  # clocks differ, and to agree takes as long as a step
-                due = (step + 1) % per_epoch == 0 and agree(due)
-            if step + 1 == steps or stops or due:
-                if is_first():
-                    write_text(metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
-                save(checkpoints, step + 1, state)
-                saved = time.monotonic()
-            if stops:
-                raise Preempted
-        bar.close()
+
+            saved = time.monotonic()
+            before = ended = None  # the loss of the last program; the epoch that it has ended
+            for first, count, batches in ahead:
+                state, loss = program.run(state, batches, first, count)
+                jax.block_until_ready(before)  # one program ahead, or a stop would come late
+                finish(ended)
+                before, step = loss, first + count
+                if step % per_epoch == 0:
+                    epoch = step // per_epoch
+                    ended = {"epoch": epoch, "step": step, "loss": loss}
+                    rows.append(ended)
+                    validates = epoch % schedule.validate_every == 0 or epoch == schedule.epochs
+                    if validates or jax.process_count() > 1:  # who agree here, which waits anyway
+                        finish(ended)
+                    if validates:
+                        ended["validation_loss"] = validate(state.params, state.statistics)
+                        _check_finite(ended["validation_loss"], name, epoch)
+                        state = _keep_best(state, ended["validation_loss"])
+                        ahead.mark(step)
+                stops = preemption.reached()
+                due = time.monotonic() - saved > schedule.checkpoint_seconds
+                if jax.process_count() > 1:  # clocks differ, and to agree takes as long as a step
+                    due = step % per_epoch == 0 and agree(due)
+                if step == steps or stops or due:
+                    finish(ended)
+                    if is_first():
+                        write_text(metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+                    save(checkpoints, step, state)
+                    saved = time.monotonic()
+                    ahead.mark(step)
+                if stops:
+                    raise Preempted
     return nnx.merge(graph, state.best_params, state.best_statistics)
-
-
-def _mean_loss(validate, state, task, part):
-    """Mean over the validation rows, or None where there are none."""
-    losses = [
-        np.float64(validate(state.params, state.statistics, batch))[:count]
-        for batch, count in task.validation_batches(part)
-    ]
-    return float(np.mean(np.concatenate(losses))) if losses else None
 
 
 def _check_finite(loss, name, epoch):

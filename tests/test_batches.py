@@ -5,16 +5,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import tiny
 from scipy import stats
 
-from dns_jax.data.batches import count_steps, crop_randomly, draw_rows
+from dns_jax.data.batches import count_steps, draw_rows, draw_starts
 
 POSITIVES = np.arange(1000, 1300)
 
 
 def draw(rows, batch, steps, seed=0, stream=2):
-    return [draw_rows(rows, batch, seed, stream, step) for step in range(steps)]
+    return [draw_rows(rows, batch, seed, stream, step)[0] for step in range(steps)]
 
 
 @pytest.mark.parametrize(
@@ -40,8 +39,8 @@ def test_positives_and_a_shorter_list_of_negatives_stay_1_to_1_over_1000_batches
     negatives = np.arange(37)
     counts = Counter()
     for step in range(1000):
-        positive = draw_rows(POSITIVES, 64, 0, 2, step)
-        negative = draw_rows(negatives, 64, 0, 3, step)
+        (positive,) = draw_rows(POSITIVES, 64, 0, 2, step)
+        (negative,) = draw_rows(negatives, 64, 0, 3, step)
         assert (len(positive), len(negative)) == (64, 64)
         assert np.isin(positive, POSITIVES).all()
         assert np.isin(negative, negatives).all()
@@ -63,12 +62,23 @@ def test_a_batch_depends_on_seed_and_step_alone():
     order = np.random.default_rng(0).permutation(50)
     for step in order:
         draw_rows(POSITIVES[:10], 64, 1, 0, step)  # other chains between
-        np.testing.assert_array_equal(draw_rows(POSITIVES, 64, 0, 2, int(step)), expected[step])
+        (drawn,) = draw_rows(POSITIVES, 64, 0, 2, int(step))
+        np.testing.assert_array_equal(drawn, expected[step])
 
 
 def test_a_batch_far_on_is_that_of_the_whole_chain():
     chain = np.concatenate(draw(POSITIVES, 1, 12_000))
-    np.testing.assert_array_equal(draw_rows(POSITIVES, 64, 0, 2, 180), chain[180 * 64 : 181 * 64])
+    (drawn,) = draw_rows(POSITIVES, 64, 0, 2, 180)
+    np.testing.assert_array_equal(drawn, chain[180 * 64 : 181 * 64])
+
+
+@pytest.mark.parametrize("count", [300, 64, 5], ids=lambda n: f"{n}_rows")
+@pytest.mark.parametrize("run", [2, 7, 64])
+def test_a_run_of_steps_holds_what_they_hold_one_by_one(count, run):
+    expected = draw(POSITIVES[:count], 16, 64)
+    for first in range(0, 64 - run + 1, 5):
+        drawn = draw_rows(POSITIVES[:count], 16, 0, 2, first, run)
+        np.testing.assert_array_equal(drawn, expected[first : first + run])
 
 
 def test_the_rows_themselves_are_not_changed():
@@ -88,49 +98,44 @@ def test_chains_of_other_seeds_and_streams_are_independent(other):
     assert (first != second).any()
 
 
-# Crops
+# Starts
 
 
-def crop(recordings, rows, steps, seed=0, stream=4):
-    """Starts of all crops: i64[steps, rows]."""
-    for step in range(steps):
-        crop_randomly(recordings, rows, 100, seed, stream, step)
-    got = recordings.cut[-steps:]
-    assert all((r == rows).all() for r, _ in got)
-    return np.stack([starts for _, starts in got])
+def test_starts_are_uniform_from_0_to_room_less_1_whatever_the_room_of_each():
+    room = np.tile([1, 2, 5, 11], (3000, 1))
+    starts = draw_starts(room, 0, 4, 0)
+    for row, places in enumerate(room[0]):
+        counts = np.bincount(starts[:, row], minlength=places)
+        assert len(counts) == places
+        assert places == 1 or stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_starts_are_uniform_from_0_to_length_less_samples_inclusive_for_unequal_lengths():
-    recordings = tiny.Recordings([100, 101, 104, 110])
-    starts = crop(recordings, np.arange(4), 3000)
-    for row, room in enumerate([1, 2, 5, 11]):
-        counts = np.bincount(starts[:, row], minlength=room)
-        assert len(counts) == room
-        assert room == 1 or stats.chisquare(counts).pvalue > 1e-3
+def test_starts_of_the_papers_crops_are_uniform_over_the_whole_recording():
+    starts = draw_starts(np.full((1000, 128), 96_001), 0, 4, 0)
+    assert (starts.min(), starts.max()) == (0, 96_000)
+    assert stats.kstest(starts.ravel() / 96_001, "uniform").pvalue > 1e-3
 
 
-def test_crops_are_the_samples_at_the_starts():
-    recordings = tiny.Recordings([120, 150])
-    rows = np.array([1, 0, 1])
-    got = crop_randomly(recordings, rows, 100, 0, 4, 7)
-    assert got.shape == (3, 100)
-    assert got.dtype == np.float32
-    (_, starts), *_ = recordings.cut
-    for piece, row, start in zip(got, rows, starts, strict=True):
-        np.testing.assert_array_equal(piece, recordings.samples[row][start : start + 100])
+def test_starts_depend_on_seed_stream_and_step_alone():
+    room = np.full((20, 7), 1000)
+    expected = draw_starts(room, 0, 4, 100)
+    np.testing.assert_array_equal(draw_starts(room, 0, 4, 100), expected)
+    for other in ((1, 4, 100), (0, 1, 100), (0, 4, 101)):
+        assert (draw_starts(room, *other) != expected).mean() > 0.9
+    rooms = room // 2  # of other recordings; the place in the recording stays
+    np.testing.assert_array_equal(draw_starts(rooms, 0, 4, 100), expected // 2)
 
 
-def test_starts_depend_on_seed_and_step_alone_and_not_on_the_order_of_calls():
-    recordings, rows = tiny.Recordings([1000] * 8), np.arange(8)
-    expected = crop(recordings, rows, 20)
-    for step in (13, 2, 19):
-        crop_randomly(recordings, rows, 100, 0, 4, step)
-        np.testing.assert_array_equal(recordings.cut[-1][1], expected[step])
-    assert (crop(recordings, rows, 20, seed=1) != expected).any()
-    assert (crop(recordings, rows, 20, stream=1) != expected).any()
+@pytest.mark.parametrize("batch", [1, 3, 4, 16])
+def test_a_run_of_starts_is_the_same_however_it_is_cut(batch):
+    room = np.full((60, batch), 96_001)
+    expected = draw_starts(room, 0, 4, 0)
+    for first, count in ((0, 1), (1, 1), (2, 5), (7, 53), (59, 1)):
+        got = draw_starts(room[:count], 0, 4, first)
+        np.testing.assert_array_equal(got, expected[first : first + count])
 
 
 def test_starts_of_neighbouring_steps_and_rows_are_uncorrelated():
-    starts = crop(tiny.Recordings([1100] * 2), np.arange(2), 2000)
+    starts = draw_starts(np.full((2000, 2), 1001), 0, 4, 0)
     assert stats.spearmanr(starts[:, 0], starts[:, 1]).pvalue > 1e-3
     assert stats.spearmanr(starts[:-1, 0], starts[1:, 0]).pvalue > 1e-3

@@ -309,8 +309,8 @@ def test_a_run_that_is_stopped_and_started_again_ends_as_if_nothing_had_been(
 ):
     config = make_config(tree, checkpoint_seconds=0.0)  # a checkpoint after every step
     places = [  # the autoencoder takes six steps, then SerialOE six
-        ("dns_jax.tasks.crop_randomly", 4),
-        ("dns_jax.tasks.crop_randomly", 2 + 4),
+        ("dns_jax.tasks.draw_starts", 4),
+        ("dns_jax.tasks.draw_starts", 2 + 4),
         ("dns_jax.experiment.save_segments", 0),
         ("dns_jax.evaluation.score_files.write_decisions", 5),
         ("dns_jax.evaluation.tables.make_table2", 0),

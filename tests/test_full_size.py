@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 
 from configs import default
@@ -10,6 +11,7 @@ from dns_jax.config import check_config
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
 from dns_jax.models.serial_oe import SerialOE
+from dns_jax.parallel import make_mesh
 from dns_jax.tasks import make_serial_oe_task
 from dns_jax.training import init_state, make_train_step
 
@@ -18,17 +20,15 @@ pytestmark = pytest.mark.soak
 STEPS = 20
 
 
-class Recordings:
+def make_recordings():
     """Eight recordings of 10 s: four of a humming machine, four of another."""
-
-    lengths = np.full(8, 160_000)
-
-    def crop(self, rows, starts, length):
-        time = (starts[:, None] + np.arange(length)) / 16_000
-        pitch = np.where(rows < 4, 120.0, 310.0)[:, None] * (1 + rows[:, None] / 50)
-        noise = np.random.default_rng(rows).standard_normal((len(rows), length))
-        wave = np.sin(2 * np.pi * pitch * time) + 0.5 * noise
-        return (wave / wave.std(-1, keepdims=True)).astype(np.float32)
+    recordings = tiny.Recordings(np.full(8, 160_000))
+    time = np.arange(160_000) / 16_000
+    for row, noise in enumerate(recordings.samples):
+        pitch = (120.0 if row < 4 else 310.0) * (1 + row / 50)
+        noise[:] = np.sin(2 * np.pi * pitch * time) + 0.5 * noise
+        noise /= noise.std()
+    return recordings
 
 
 def test_b0_learns_a_repeated_batch_and_scores_a_recording():
@@ -36,7 +36,7 @@ def test_b0_learns_a_repeated_batch_and_scores_a_recording():
     config.serial_oe.batch = 8
     config.serial_oe.epochs = STEPS
     config = check_config(config)
-    recordings, products = Recordings(), np.array([0, 1, 2, 3, -1, -1, -1, -1])
+    recordings, products = make_recordings(), np.array([0, 1, 2, 3, -1, -1, -1, -1])
     rows = np.arange(4), np.arange(4, 8)
     task, _, optimizer = make_serial_oe_task(
         config, recordings, products, np.zeros(8, bool), rows, rows, 0
@@ -44,7 +44,7 @@ def test_b0_learns_a_repeated_batch_and_scores_a_recording():
     model = SerialOE(config.serial_oe, 4, rngs=nnx.Rngs(0))
     step = jax.jit(make_train_step(model, optimizer, task.loss, 0, STEPS), donate_argnums=0)
     state = init_state(model, optimizer)
-    batch, losses = task.draw_batch(0), []
+    batch, losses = tiny.cut_batch(task.open_feeds(make_mesh(1))[0], task.draw(0, 1)), []
     assert batch[0].shape == (8, 64_000)
     for number in range(STEPS):
         before = float(state.loss_sum)

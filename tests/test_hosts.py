@@ -13,9 +13,10 @@ import pytest
 import tiny
 from processes import ROOT, Processes
 
-from dns_jax import hosts
+from dns_jax import hosts, programs
 from dns_jax.data.synthetic import write_factory
-from dns_jax.parallel import own_rows
+from dns_jax.parallel import make_mesh, own_rows
+from dns_jax.programs import make_program, make_validation
 from dns_jax.tasks import make_serial_oe_task
 
 
@@ -59,8 +60,10 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 
 @pytest.mark.soak
-def test_two_processes_train_by_pmap_as_one_does(small_call, tmp_path):
+@pytest.mark.parametrize("gigabytes", [8, 0])
+def test_two_processes_train_by_pmap_as_one_does(small_call, tmp_path, gigabytes):
     flags = *small_call, "--config.parallel=pmap", "--config.autoencoder.epochs=5"
+    flags = *flags, f"--config.data.device_gigabytes={gigabytes}"
     flags = *flags, "--config.report.write=True"
     for count, name in ((2, "two"), (1, "one")):
         options = {"hosts": count, "devices": 2 // count, "folder": tmp_path}
@@ -82,15 +85,30 @@ def test_a_host_reads_its_own_rows_of_every_batch(monkeypatch, host):
     task, _, _ = make_serial_oe_task(
         config, recordings, products, np.zeros(30, bool), rows, (rows[0][:9], rows[1]), 0
     )
-    whole = [*task.draw_batch(3)], [batch for batch, _ in task.validation_batches()]
+    mesh = make_mesh(1)
+    feed, validation_feed = task.open_feeds(mesh)
+    whole = feed.fetch(*task.draw(3, 2)[:2]), task.draw(3, 2).labels
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: host)
-    part = own_rows(None, task.batch)
-    assert part == slice(4 * host, 4 * host + 4)
-    recordings.cut.clear()
-    own = [*task.draw_batch(3, part)], [batch for batch, _ in task.validation_batches(part)]
-    assert {len(rows) for rows, _ in recordings.cut} == {4}
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[part]), own, whole)
+    own = slice(4 * host, 4 * host + 4)
+    assert own_rows(None, task.batch) == own
+    sent = []
+    monkeypatch.setattr(programs, "spread_batches", lambda mesh, batches, way: sent.append(batches))
+    task = task._replace(looped=True)
+    make_program(None, task, feed, 2, mesh, "mesh").prepare(3, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, own]), sent[0], whole)
+    validated = []
+    monkeypatch.setattr(
+        programs, "compile_rows", lambda *_: lambda *a: validated.append(a[-1]) or np.zeros(8)
+    )
+    make_validation(task, validation_feed, None, None)(None, None)
+    plan = task.validation
+    whole = validation_feed.fetch(plan.rows, plan.starts), plan.labels
+    assert len(validated) == len(plan.rows)
+    for number, rows in enumerate(validated):
+        jax.tree.map(
+            lambda a, b, n=number: np.testing.assert_array_equal(a, b[n, own]), rows, whole
+        )
 
 
 # Runs that are stopped

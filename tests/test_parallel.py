@@ -14,20 +14,21 @@ import tiny
 from flax import nnx
 
 from dns_jax.config import ConfigError
+from dns_jax.data.batches import Plan
+from dns_jax.feeding import Feed
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.batch_norm import BatchNorm
 from dns_jax.models.serial_oe import SerialOE
 from dns_jax.parallel import (
     AXIS,
     check_batches,
-    compile_step,
     make_mesh,
     map_rows,
     own_rows,
     replicate,
     smooth_spread,
-    spread,
 )
+from dns_jax.programs import Task, make_program
 from dns_jax.scoring import score_segments
 from dns_jax.smoothing import smooth_sweep
 from dns_jax.tasks import make_autoencoder_task, make_serial_oe_task
@@ -61,9 +62,10 @@ def make(network):
     return model, task, optimizer
 
 
-def compile_train_step(model, optimizer, loss, steps, mesh, way):
+def make_network_program(model, task, optimizer, mesh, way, loss=None):
     by = AXIS if way == "pmap" else mesh
-    return compile_step(make_train_step(model, optimizer, loss, 0, steps, by), mesh, way)
+    step = make_train_step(model, optimizer, loss or task.loss, 0, STEPS, by)
+    return make_program(step, task, task.open_feeds(mesh)[0], STEPS, mesh, way)
 
 
 class Trained(NamedTuple):
@@ -81,13 +83,15 @@ def train(network, devices, way, dtype):
         graph, state = nnx.split(model)
         model = nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), state))
         mesh = make_mesh(devices)
-        step = compile_train_step(model, optimizer, task.loss, STEPS, mesh, way)
-        state, losses = replicate(mesh, init_state(model, optimizer)), []
-        for number in range(STEPS):
-            batch = jax.tree.map(lambda x: x.astype(dtype), task.draw_batch(number))
-            before = np.float64(state.loss_sum)
-            state = step(state, batch, number)
-            losses.append(np.float64(state.loss_sum) - before)
+
+        def loss(model, batch, *more):
+            return task.loss(model, jax.tree.map(lambda x: x.astype(dtype), batch), *more)
+
+        program = make_network_program(model, task, optimizer, mesh, way, loss)
+        state, sums = replicate(mesh, init_state(model, optimizer)), [0.0]
+        for step in range(STEPS):
+            state, total = program.run(state, program.prepare(step, 1), step, 1)
+            sums.append(np.float64(total))
         last = nnx.merge(nnx.graphdef(model), state.params, state.statistics)
         segments = RECORDINGS.crop(np.arange(16), np.zeros(16, int), 2000).astype(dtype)
         outputs = last.extract(segments) if network == "autoencoder" else segments
@@ -97,7 +101,7 @@ def train(network, devices, way, dtype):
         outputs = np.asarray(last(outputs, train=True, **more))
         assert outputs.dtype == dtype
         params, statistics = jax.tree.map(np.asarray, (state.params, state.statistics))
-        return Trained(np.array(losses), outputs, params, statistics)
+        return Trained(np.diff(sums), outputs, params, statistics)
 
 
 @pytest.mark.parametrize("way", ["mesh", "pmap"])
@@ -127,20 +131,25 @@ def test_a_batch_norm_has_the_statistics_of_the_whole_batch(way):
     norm = BatchNorm(3)
     x = np.random.default_rng(0).normal(2, 5, (16, 4, 3)).astype(np.float32)
 
-    def loss(norm, x, key, progress):
-        return jnp.mean(norm(x, train=True) ** 2)
+    def loss(norm, batch, key, progress):
+        return jnp.mean(norm(batch[0], train=True) ** 2)
 
     optimizer, mesh = optax.sgd(0.0), make_mesh(8)
-    step = compile_train_step(norm, optimizer, loss, 1, mesh, way)
-    statistics = step(replicate(mesh, init_state(norm, optimizer)), x, 0).statistics
+    plan = Plan(np.arange(16)[None], np.zeros((1, 16), int))
+    feed = Feed((), lambda rows, starts: x[rows], lambda store, rows: rows)
+    task = Task(loss, None, 16, lambda *_: plan, plan, 16, lambda mesh: (feed, feed))
+    program = make_network_program(norm, task, optimizer, mesh, way)
+    state = replicate(mesh, init_state(norm, optimizer))
+    statistics = program.run(state, program.prepare(0, 1), 0, 1)[0].statistics
     rows = x.reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(statistics["mean"], 0.1 * rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * rows.var(0, ddof=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("looped", [False, True])
 @pytest.mark.parametrize("way", ["mesh", "pmap"])
-def test_no_device_gets_more_of_the_others_than_it_needs(way, monkeypatch):
-    """Waveforms are gathered once, for mixup; XLA by itself would gather every FFT."""
+def test_no_device_gets_more_of_the_others_than_it_needs(way, looped, monkeypatch):
+    """Waveforms are gathered once, for mixup; XLA by itself would gather every FFT and crop."""
     compiled, jit, pmap = [], jax.jit, jax.pmap
 
     def keep(compile, *options, **more):
@@ -150,13 +159,15 @@ def test_no_device_gets_more_of_the_others_than_it_needs(way, monkeypatch):
     monkeypatch.setattr(jax, "jit", lambda *a, **b: keep(jit, *a, **b))
     monkeypatch.setattr(jax, "pmap", lambda *a, **b: keep(pmap, *a, **b))
     model, task, optimizer = make("serial_oe")
-    mesh, batch = make_mesh(8), task.draw_batch(0)
-    compile_train_step(model, optimizer, task.loss, 1, mesh, way)
-    rows = spread(mesh, batch)
-    if way == "pmap":
-        rows = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batch)
+    task = task._replace(looped=looped)
+    mesh = make_mesh(8)
+    program = make_network_program(model, task, optimizer, mesh, way)
+    (take_steps,) = (x for x in compiled if x.__name__ == "take_steps")
+    store = task.open_feeds(mesh)[0].store
     state = replicate(mesh, init_state(model, optimizer))
-    text = compiled[-1].lower(state, rows, np.int32(0)).compile().as_text()
+    lowered = take_steps.lower(state, store, program.prepare(0, 1), np.int32(0), np.int32(1))
+    text = lowered.compile().as_text()
+    assert ("while(" in text) >= looped
     gathered = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* all-gather", text)
     assert ("f32", "16,2000") in gathered
     sizes = [np.prod([int(n) for n in shape.split(",")]) for _, shape in gathered]

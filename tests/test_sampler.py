@@ -4,6 +4,8 @@ The published recipes skip half of the positives, stop half-way through the lear
 for pumps, take pumps as pseudo-anomalous sounds: each has its test here.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,16 +23,6 @@ LAYOUTS = {
     "seven machines": {m: GEARBOX if m == "gearbox" else (1000,) * 6 for m in SEVEN},
     "few negatives": {"pump": (300, 200), "fan": (70,), "valve": (40,)},
 }
-
-
-class Rows:
-    """Recordings that are cut into their row numbers."""
-
-    def __init__(self, count):
-        self.lengths = np.full(count, 64000)
-
-    def crop(self, rows, starts, length):
-        return np.array(rows)
 
 
 def make_clips(counts):
@@ -67,7 +59,7 @@ class Drawn:
             patched.setattr(experiment, "fit", record)
             for name in ("Autoencoder", "SerialOE", "score_segments", "save_segments"):
                 patched.setattr(experiment, name, lambda *args, **options: None)
-            recordings = Rows(len(self.clips))
+            recordings = SimpleNamespace(lengths=np.full(len(self.clips), 64_000))
             experiment.make_segments(
                 config,
                 self.clips,
@@ -79,10 +71,7 @@ class Drawn:
                 preemption=None,
             )
         task, self.schedule, self.optimizer = found["serial_oe"]
-        batches = [task.draw_batch(step) for step in range(STEPS)]
-        self.rows, self.machine, self.product = (
-            np.stack(part) for part in zip(*batches, strict=True)
-        )
+        self.rows, _, (self.machine, self.product) = task.draw(0, STEPS)
         self.positives, self.negatives = self.rows[:, :64], self.rows[:, 64:]
         training = (self.clips["split"] == "train").to_numpy()
         self.learns = training & ~split_validation(self.clips, 0)

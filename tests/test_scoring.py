@@ -7,9 +7,11 @@ import pytest
 import tiny
 from flax import nnx
 
+from dns_jax.hosts import Preempted, Preemption
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
 from dns_jax.models.serial_oe import SerialOE
+from dns_jax.parallel import make_mesh
 from dns_jax.scoring import Segments, cut_segments, load_segments, save_segments, score_segments
 
 # Windows
@@ -74,10 +76,11 @@ def clips():
     )
 
 
-def score(networks, clips, recordings, batch):
+def score(networks, clips, recordings, batch, **more):
     config = tiny.make_config()
     config.scoring_batch = batch
-    return score_segments(*networks, clips, recordings, config, name="fan", **tiny.on_one_device())
+    where = tiny.on_one_device(**more)
+    return score_segments(*networks, clips, recordings, config, name="fan", **where)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,73 @@ def test_the_size_of_the_batches_changes_nothing(networks, clips, recordings, se
     assert other.feature.shape == (6, 8)
     np.testing.assert_allclose(other.ae_score, segments.ae_score, rtol=1e-5)
     np.testing.assert_allclose(other.feature, segments.feature, rtol=1e-4, atol=1e-5)
+
+
+class Noted(tiny.Recordings):
+    """Note how many windows are cut at a time."""
+
+    def crop(self, rows, starts, length):
+        self.events.append(len(rows))
+        return super().crop(rows, starts, length)
+
+
+class Asked(Preemption):
+    """The run was asked to stop."""
+
+    def reached(self):
+        return True
+
+
+def make_clips(count):
+    """Return a table of `count` recordings and the recordings, each of two windows."""
+    columns = {"clip": [f"{i}.wav" for i in range(count)], "split": "test", "section": 0}
+    recordings = Noted([2500] * count)
+    recordings.events = []
+    return pd.DataFrame({**columns, "domain": "source", "label": 0}), recordings
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_one_program_scores_any_number_of_recordings(networks, monkeypatch, count):
+    traced = []
+
+    def count_traces(autoencoder, segments):
+        traced.append(segments.shape)
+        return score_by_autoencoder(autoencoder, segments)
+
+    monkeypatch.setattr("dns_jax.scoring.score_by_autoencoder", count_traces)
+    segments = score(networks, *make_clips(count), batch=4)
+    assert len(segments.clip) == 2 * count
+    assert traced == [(4, 2000)]
+
+
+def test_a_batch_is_cut_and_sent_before_the_one_before_is_fetched(networks, monkeypatch):
+    clips, recordings = make_clips(5)
+    fetch = jax.device_get
+
+    def note_fetch(arrays):
+        recordings.events.append("fetch")
+        return fetch(arrays)
+
+    monkeypatch.setattr(jax, "device_get", note_fetch)
+    score(networks, clips, recordings, batch=4)
+    assert recordings.events == [4, 4, "fetch", 4, "fetch", "fetch"]
+
+
+def test_a_run_that_is_asked_to_stop_stops_after_a_batch(networks):
+    clips, recordings = make_clips(5)
+    with pytest.raises(Preempted):
+        score(networks, clips, recordings, batch=4, preemption=Asked())
+    assert recordings.events == [4]
+
+
+def test_each_device_scores_a_batch_at_a_time(networks):
+    clips, recordings = make_clips(5)
+    alone = score(networks, clips, recordings, batch=4)
+    recordings.events.clear()
+    shared = score(networks, clips, recordings, batch=4, mesh=make_mesh(2))
+    assert recordings.events == [8, 8]
+    np.testing.assert_allclose(shared.ae_score, alone.ae_score, rtol=1e-5)
+    np.testing.assert_allclose(shared.feature, alone.feature, rtol=1e-4, atol=1e-5)
 
 
 def test_the_networks_are_not_changed(networks, segments):

@@ -12,6 +12,7 @@ import tiny
 
 from configs import default
 from dns_jax import experiment
+from dns_jax.parallel import make_mesh
 from dns_jax.tasks import make_autoencoder_task, make_serial_oe_task
 
 SAMPLES = 2000
@@ -37,21 +38,16 @@ def serial_oe_task(recordings, config=None, train=TRAIN, validation=VALIDATION, 
     )
 
 
-def collect(recordings, task, steps):
-    """Rows of the training batches: i64[steps, batch]."""
-    recordings.cut.clear()
-    for step in range(steps):
-        task.draw_batch(step)
-    return np.stack([rows for rows, _ in recordings.cut])
+def draw_batch(task, step=0):
+    """One training batch, cut on one device."""
+    feed, _ = task.open_feeds(make_mesh(1))
+    return tiny.cut_batch(feed, task.draw(step, 1))
 
 
-def validate(recordings, task):
-    """Validation batches, the rows in them that count, and where they were cut."""
-    recordings.cut.clear()
-    batches = list(task.validation_batches())
-    rows = [rows[:count] for (rows, _), (_, count) in zip(recordings.cut, batches, strict=True)]
-    starts = [starts for _, starts in recordings.cut]
-    return batches, np.concatenate(rows), np.concatenate(starts)
+def validate(task):
+    """The rows that count, and where all are cut."""
+    plan = task.validation
+    return plan.rows.ravel()[: task.validated], plan.starts
 
 
 # Training batches
@@ -60,15 +56,39 @@ def validate(recordings, task):
 def test_an_epoch_of_the_autoencoder_crops_every_training_recording_once(recordings):
     task, schedule, _ = autoencoder_task(recordings)
     assert schedule.steps_per_epoch == 3  # ten recordings, batches of four
-    assert task.draw_batch(0).shape == (4, SAMPLES)
-    rows = collect(recordings, task, 10).reshape(-1, len(TRAIN[0]))
+    plan = task.draw(0, 10)
+    assert plan.rows.shape == plan.starts.shape == (10, 4)
+    rows = plan.rows.reshape(-1, len(TRAIN[0]))
     np.testing.assert_array_equal(np.sort(rows, axis=1), np.tile(np.sort(TRAIN[0]), (4, 1)))
-    assert any(starts.any() for _, starts in recordings.cut)  # anywhere, not only at 0
+    assert plan.starts.any()  # anywhere, not only at 0
+
+
+@pytest.mark.parametrize("gigabytes", [0, 8])
+@pytest.mark.parametrize("make", [autoencoder_task, serial_oe_task])
+def test_segments_are_cut_anywhere_inside_the_recordings_that_were_drawn(
+    recordings, make, gigabytes
+):
+    config = tiny.make_config()
+    config.data.device_gigabytes = gigabytes
+    task, *_ = make(recordings, config)
+    feeds = task.open_feeds(make_mesh(1))
+    for feed, plan in zip(feeds, (task.draw(0, 100), task.validation), strict=True):
+        assert bool(jax.tree.leaves(feed.store)) == bool(gigabytes)
+        for number, (rows, starts) in enumerate(zip(plan.rows[:9], plan.starts[:9], strict=True)):
+            segments, *labels = tiny.cut_batch(feed, plan, number)
+            np.testing.assert_array_equal(segments, recordings.crop(rows, starts, SAMPLES))
+            assert len(labels) == len(plan.labels)
+    room = recordings.lengths[task.draw(0, 2000).rows] - SAMPLES
+    starts = task.draw(0, 2000).starts
+    assert (starts >= 0).all()
+    assert (starts <= room).all()
+    assert (starts == room).any()
+    assert (starts == 0).any()
 
 
 def test_half_a_batch_is_of_the_target_and_half_pseudo_anomalous(recordings):
     task, *_ = serial_oe_task(recordings)
-    rows = collect(recordings, task, 1000)
+    rows = task.draw(0, 1000).rows
     assert rows.shape == (1000, 8)
     positives, negatives = rows[:, :4].reshape(-1, 10), rows[:, 4:].ravel()
     np.testing.assert_array_equal(np.sort(positives, 1), np.tile(np.sort(TRAIN[0]), (400, 1)))
@@ -79,26 +99,29 @@ def test_half_a_batch_is_of_the_target_and_half_pseudo_anomalous(recordings):
 
 def test_labels_are_t_mac_and_the_one_hot_t_id_with_zero_rows_for_the_others(recordings):
     task, *_ = serial_oe_task(recordings)
-    for step in range(10):
-        recordings.cut.clear()
-        segments, machine, product = task.draw_batch(step)
-        ((rows, starts),) = recordings.cut
-        assert segments.shape == (8, SAMPLES)
-        np.testing.assert_array_equal(segments, recordings.crop(rows, starts, SAMPLES))
-        np.testing.assert_array_equal(machine, [1, 1, 1, 1, 0, 0, 0, 0])
-        expected = [[float(PRODUCTS[row] == c) for c in range(3)] for row in rows]
-        np.testing.assert_array_equal(product, expected)
-        assert (machine.dtype, product.dtype) == (np.float32, np.float32)
+    rows, _, (machine, product) = task.draw(0, 10)
+    np.testing.assert_array_equal(machine, np.tile([1, 1, 1, 1, 0, 0, 0, 0], (10, 1)))
+    expected = [[[float(PRODUCTS[row] == c) for c in range(3)] for row in step] for step in rows]
+    np.testing.assert_array_equal(product, expected)
+    assert (machine.dtype, product.dtype) == (np.float32, np.float32)
 
 
 @pytest.mark.parametrize("make", [autoencoder_task, serial_oe_task])
-def test_a_batch_follows_from_seed_and_step(recordings, make):
-    def draw(seed, step):
-        return jax.tree.leaves(make(recordings, seed=seed)[0].draw_batch(step))[0]
+def test_a_plan_follows_from_seed_and_steps_whatever_is_drawn_at_once(recordings, make):
+    def draw(seed, first, count):
+        return make(recordings, seed=seed)[0].draw(first, count)
 
-    np.testing.assert_array_equal(draw(0, 5), draw(0, 5))
-    assert (draw(0, 5) != draw(0, 6)).any()
-    assert (draw(0, 5) != draw(1, 5)).any()
+    whole = draw(0, 0, 20)
+    for first, count in ((0, 20), (5, 1), (6, 11)):
+        jax.tree.map(
+            lambda a, b, at=slice(first, first + count): np.testing.assert_array_equal(a, b[at]),
+            draw(0, first, count),
+            whole,
+        )
+    other = draw(1, 0, 20)
+    assert (whole.rows != other.rows).any()
+    assert (whole.starts != other.starts).mean() > 0.5
+    assert (whole.starts[1:] != whole.starts[:-1]).mean() > 0.5
 
 
 # Validation batches
@@ -106,11 +129,8 @@ def test_a_batch_follows_from_seed_and_step(recordings, make):
 
 def test_the_autoencoder_validates_the_beginning_of_every_recording_once(recordings):
     task, *_ = autoencoder_task(recordings)
-    batches, rows, starts = validate(recordings, task)
-    assert [(batch.shape, count) for batch, count in batches] == [
-        ((4, SAMPLES), 4),
-        ((4, SAMPLES), 3),
-    ]
+    rows, starts = validate(task)
+    assert task.validation.rows.shape == (2, 4)
     np.testing.assert_array_equal(np.sort(rows), VALIDATION[0])
     assert not starts.any()
 
@@ -123,28 +143,18 @@ def test_serial_oe_validates_every_positive_once_beside_as_many_negatives(negati
     task, *_ = make_serial_oe_task(
         tiny.make_config(), recordings, products, products > 0, TRAIN, (VALIDATION[0], others), 0
     )
-    batches, rows, starts = validate(recordings, task)
-    assert [(batch[0].shape, count) for batch, count in batches] == [
-        ((8, SAMPLES), 8),
-        ((8, SAMPLES), 6),
-    ]
+    rows, starts = validate(task)
+    assert task.validation.rows.shape == (2, 8)
+    assert task.validated == 14
     np.testing.assert_array_equal(np.sort(rows[rows < 20]), VALIDATION[0])
     drawn = rows[rows >= 20]
     assert len(drawn) == len(VALIDATION[0])
     assert np.isin(drawn, others).all()
     assert len({*drawn}) == min(negatives, len(drawn))  # starts over only when all were drawn
     assert not starts.any()
-    for (_, machine, product), count in batches:
-        assert machine.shape == (8,)
-        assert (product[:count].sum(1) == machine[:count]).all()
-
-
-@pytest.mark.parametrize("make", [autoencoder_task, serial_oe_task])
-def test_validation_is_the_same_every_time(recordings, make):
-    task, *_ = make(recordings)
-    first, again = (jax.tree.leaves(list(task.validation_batches())) for _ in range(2))
-    for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a, b)
+    machine, product = task.validation.labels
+    np.testing.assert_array_equal(machine.ravel()[:14], rows < 20)
+    np.testing.assert_array_equal(product.sum(-1), machine)
 
 
 NONE = np.array([], int)
@@ -152,11 +162,13 @@ NONE = np.array([], int)
 
 @pytest.mark.parametrize("validation", [(NONE, VALIDATION[1]), (VALIDATION[0], NONE)])
 def test_without_positives_or_negatives_serial_oe_is_not_validated(recordings, validation):
-    assert not list(serial_oe_task(recordings, validation=validation)[0].validation_batches())
+    task, *_ = serial_oe_task(recordings, validation=validation)
+    assert (len(task.validation.rows), task.validated) == (0, 0)
 
 
 def test_without_validation_recordings_the_autoencoder_is_not_validated(recordings):
-    assert not list(autoencoder_task(recordings, validation=NONE)[0].validation_batches())
+    task, *_ = autoencoder_task(recordings, validation=NONE)
+    assert (len(task.validation.rows), task.validated) == (0, 0)
 
 
 # Losses
@@ -174,12 +186,12 @@ class HalvingAutoencoder:
 
 def test_the_autoencoder_learns_equation_1_and_is_validated_by_equation_2(recordings):
     task, *_ = autoencoder_task(recordings)
-    segments = task.draw_batch(0)
-    vectors = segments.astype(np.float64).reshape(-1, 10)
-    loss = task.loss(HalvingAutoencoder(), segments, jax.random.key(0), 0.5)
+    batch = draw_batch(task)
+    vectors = np.float64(batch[0]).reshape(-1, 10)
+    loss = task.loss(HalvingAutoencoder(), batch, jax.random.key(0), 0.5)
     expected = np.sum((0.75 * vectors) ** 2) / vectors.size
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    losses = task.validation_loss(HalvingAutoencoder(), segments)
+    losses = task.validation_loss(HalvingAutoencoder(), batch)
     expected = ((0.5 * vectors) ** 2).reshape(4, -1).mean(1)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
@@ -215,7 +227,7 @@ def serial_oe_losses(features, machine, product, weight):
 
 def test_serial_oe_learns_mixed_waveforms_under_equally_mixed_labels(recordings):
     task, *_ = serial_oe_task(recordings)  # mixes every batch
-    segments, machine, product = task.draw_batch(0)
+    segments, machine, product = map(np.asarray, draw_batch(task))
     model = LinearSerialOE()
     loss = task.loss(model, (segments, machine, product), jax.random.key(1), 0.5)
     ((mixed, mode),) = model.calls
@@ -238,7 +250,7 @@ def test_mix_up_follows_its_schedule(recordings, schedule, progress, mixes):
     config.serial_oe.mixup_schedule = schedule
     config.serial_oe.product_weight = 2.0
     task, *_ = serial_oe_task(recordings, config)
-    batch = task.draw_batch(0)
+    batch = draw_batch(task)
     model = LinearSerialOE()
     loss = task.loss(model, batch, jax.random.key(2), jnp.float32(progress))
     ((seen, _),) = model.calls
@@ -250,7 +262,7 @@ def test_mix_up_follows_its_schedule(recordings, schedule, progress, mixes):
 
 def test_mix_up_and_dropout_use_different_keys(recordings):
     task, *_ = serial_oe_task(recordings)
-    model, batch = LinearSerialOE(), task.draw_batch(0)
+    model, batch = LinearSerialOE(), draw_batch(task)
     keys = [jax.random.key(seed) for seed in (3, 4)]
     for key in keys:
         task.loss(model, batch, key, 0.5)
@@ -261,13 +273,12 @@ def test_mix_up_and_dropout_use_different_keys(recordings):
 
 def test_validation_neither_mixes_nor_drops(recordings):
     task, *_ = serial_oe_task(recordings)
-    ((batch, count), *_) = task.validation_batches()
+    batch = tiny.cut_batch(task.open_feeds(make_mesh(1))[1], task.validation)
     model = LinearSerialOE()
     losses = task.validation_loss(model, batch)
     ((seen, mode),) = model.calls
     np.testing.assert_array_equal(seen, batch[0])
     assert mode == {"train": False}
-    assert count == 8
     np.testing.assert_allclose(losses, serial_oe_losses(*batch, 5), rtol=1e-5)
 
 
@@ -289,6 +300,12 @@ def test_an_epoch_of_the_papers_autoencoder_is_its_recordings_by_16(recordings, 
     config = default.get_config()
     _, schedule, _ = make_autoencoder_task(config, None, np.arange(recordings), NONE, 0)
     assert schedule == (1500, steps, 5, 60.0)
+
+
+def test_serial_oe_takes_its_steps_one_by_one_on_a_cpu_and_the_autoencoder_in_a_loop(recordings):
+    assert jax.default_backend() == "cpu"
+    assert not serial_oe_task(recordings)[0].looped
+    assert autoencoder_task(recordings)[0].looped
 
 
 def take_steps(optimizer, steps):
@@ -354,10 +371,9 @@ def drawn(clips, tmp_path_factory):
 
     def record(model, optimizer, task, schedule, *, directory, **options):
         steps = 5 * schedule.steps_per_epoch
-        rows = collect(recordings, task, steps)
-        _, validated, _ = validate(recordings, task)
+        plan = task.draw(0, steps)
         uses[directory.name] = SimpleNamespace(
-            trained=rows, validated=validated, batch=task.draw_batch(0), rows=rows[0], model=model
+            trained=plan.rows, validated=validate(task)[0], plan=plan, model=model
         )
 
     with pytest.MonkeyPatch.context() as patched:
@@ -415,8 +431,8 @@ def test_both_networks_share_the_papers_split_of_the_target(clips, drawn):
 def test_the_product_id_is_the_section_counted_from_0(clips, drawn):
     serial_oe = drawn["serial_oe"]
     assert serial_oe.model == 3  # products
-    _, machine, product = serial_oe.batch
-    sections = clips["section"].to_numpy()[serial_oe.rows]
-    np.testing.assert_array_equal(machine, [1, 1, 1, 1, 0, 0, 0, 0])
-    expected = (sections[:, None] == [0, 1, 4]) & (machine[:, None] == 1)
+    rows, _, (machine, product) = serial_oe.plan
+    sections = clips["section"].to_numpy()[rows]
+    assert (machine == [1, 1, 1, 1, 0, 0, 0, 0]).all()
+    expected = (sections[..., None] == [0, 1, 4]) & (machine[..., None] == 1)
     np.testing.assert_array_equal(product, expected)

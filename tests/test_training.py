@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import threading
 from typing import NamedTuple
 
 import jax
@@ -14,14 +15,17 @@ import tiny
 from flax import nnx
 from jax.experimental import multihost_utils
 
+import dns_jax.programs
 import dns_jax.training
 from dns_jax import hosts
+from dns_jax.data.batches import Plan
+from dns_jax.feeding import Feed
 from dns_jax.models.batch_norm import BatchNorm
 from dns_jax.one_cycle import one_cycle, one_cycle_adamw
-from dns_jax.parallel import compile_step, make_mesh
+from dns_jax.parallel import make_mesh, place
+from dns_jax.programs import Task, make_program
 from dns_jax.training import (
     Schedule,
-    Task,
     TrainingError,
     fit,
     init_state,
@@ -105,6 +109,12 @@ def test_adamw_steps_and_beta1_against_the_rate(weight_decay):
         np.testing.assert_allclose(state.hyperparams["b1"], beta1, rtol=1e-6)
 
 
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
 # A network whose way is known: gradient descent adds 1 to `position` at every step
 
 
@@ -128,6 +138,10 @@ class Run(NamedTuple):
     drawn: list
 
 
+# Batches are the numbers of their rows, and what the labels say.
+NUMBERS = Feed((), lambda rows, starts: np.float32(rows), lambda store, rows: rows)
+
+
 def walk(
     directory,
     goal=None,
@@ -138,29 +152,42 @@ def walk(
     loss=None,
     batches=None,
     model=None,
+    looped=True,
 ):
     """Train a `Walker`; its validation loss is the squared distance to `goal`."""
     drawn = []
 
     def step_loss(model, batch, key, progress):
-        return model.take_step() + batch[0]
+        return model.take_step() + batch[1][0]
 
-    def validation_loss(model, rows):
-        return (model.position[...] - goal) ** 2 + rows
+    def validation_loss(model, batch):
+        return (model.position[...] - goal) ** 2 + batch[1]
 
-    def draw_batch(step, part):
-        drawn.append(step)
-        return np.float32([batches[step] if batches is not None else 0])
+    def draw(first, count):
+        steps = np.arange(first, first + count)
+        drawn.extend(steps.tolist())
+        values = np.zeros(count) if batches is None else np.array(batches)[steps]
+        rows = np.repeat(steps[:, None], 3, axis=1)
+        return Plan(rows, 0 * rows, (np.float32(values)[:, None].repeat(3, axis=1),))
 
-    def validation_batches(part):
-        if goal is not None:  # the third row of the second batch does not count
-            yield np.zeros(3, np.float32), 3
-            yield np.array([0.5, 1.5, 1e6], np.float32), 2
+    # The last row does not count.
+    beside = np.array([[0, 0, 0], [0.5, 1.5, 1e6]], np.float32)[: 0 if goal is None else 2]
+    rows = np.zeros(beside.shape, int)
+    validation = Plan(rows, rows, (beside,))
 
     model = fit(
         model or Walker(),
         optax.sgd(1.0),
-        Task(loss or step_loss, validation_loss, 1, draw_batch, validation_batches),
+        Task(
+            loss or step_loss,
+            validation_loss,
+            3,
+            draw,
+            validation,
+            max(0, beside.size - 1),
+            lambda mesh: (NUMBERS, NUMBERS),
+            looped,
+        ),
         Schedule(epochs, steps_per_epoch, validate_every, checkpoint_seconds=1e9),
         seed=0,
         directory=directory,
@@ -232,16 +259,22 @@ def test_the_callers_network_keeps_its_weights(tmp_path):
     assert trained.position[...] == 10
 
 
-def test_a_step_gives_up_the_state_it_gets():
-    model = Walker()
-    optimizer = optax.sgd(1.0)
-    step = make_train_step(model, optimizer, lambda m, *_: m.take_step(), seed=0, steps=2)
+@pytest.mark.parametrize("looped", [True, False])
+def test_a_program_gives_up_the_state_it_gets_but_not_the_loss_it_returns(looped):
+    model, optimizer, mesh = Walker(), optax.sgd(1.0), make_mesh(1)
+    step = make_train_step(model, optimizer, lambda m, *_: m.take_step(), seed=0, steps=4)
+    plan = Plan(np.zeros((1, 1), int), np.zeros((1, 1), int))
+    task = Task(None, None, 1, lambda first, count: plan, plan, 1, None, looped)
+    program = make_program(step, task, NUMBERS, 4, mesh, "mesh")
     state = init_state(model, optimizer)
-    after = compile_step(step, make_mesh(1), "mesh")(state, None, 0)
+    after, loss = program.run(state, program.prepare(0, 1), 0, 1)
     assert after.params["position"] == 1
     assert after.best_params["position"] == 0
     assert state.params["position"].is_deleted()
     assert model.position[...] == 0
+    program.run(after, program.prepare(1, 1), 1, 1)
+    assert after.loss_sum.is_deleted()
+    assert loss == 0
 
 
 # Stopped and started again
@@ -269,45 +302,69 @@ EPOCHS, STEPS_PER_EPOCH = 3, 2
 LAST = EPOCHS * STEPS_PER_EPOCH
 
 
-def train(directory, stop_at=None, seed=0, devices=1, parallel="mesh", preemption=None):
-    """Train a `Network`, with a checkpoint after every step, until `stop_at` steps are done.
+DATA = np.random.default_rng(0).standard_normal((8 * (LAST + 2), 2)).astype(np.float32)
 
-    With `preemption` SIGTERM comes during the fourth step, and only then there is a checkpoint.
+
+class Preempting(hosts.Preemption):
+    """SIGTERM comes during the fourth program."""
+
+    def reached(self):
+        self.asked = getattr(self, "asked", 0) + 1
+        if self.asked == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return super().reached()
+
+
+def train(
+    directory, stop_at=None, seed=0, devices=1, parallel="mesh", preemption=None, looped=True
+):
+    """Train a `Network`, with a checkpoint after every program, until `stop_at` steps are done.
+
+    With `preemption` there is a checkpoint only when that comes.
     """
     counts = {"loss": 0, "validation_loss": 0, "draws": 0}
 
     def loss(model, batch, key, progress):
         counts["loss"] += 1
-        x, y = batch
+        (x,) = batch
         noise = jax.random.uniform(key)
-        return jnp.mean((model(x, True) - y * (noise + progress)) ** 2)
+        return jnp.mean((model(x, True) - 2 * x[:, 0] * (noise + progress)) ** 2)
 
     def validation_loss(model, batch):
         counts["validation_loss"] += 1
+        (x,) = batch
         # Grows with the way from the initial weights: the first epoch is the best.
         way = jnp.sum((model.kernel[...] - INITIAL) ** 2)
-        return way + 1e-4 * (model(batch[0], False) - batch[1]) ** 2
+        return way + 1e-4 * (model(x, False) - 2 * x[:, 0]) ** 2
 
-    def draw(step):
-        x = np.random.default_rng(step).standard_normal((8, 2)).astype(np.float32)
-        return x, 2 * x[:, 0]
+    def plan(steps):
+        rows = 8 * np.arange(steps.start, steps.stop)[:, None] + np.arange(8)
+        return Plan(rows, 0 * rows)
 
-    def draw_batch(step, part):
-        if step == stop_at:
+    def draw(first, count):
+        if stop_at in range(first, first + count):
             raise Stop
-        if preemption and step == 3:
-            signal.raise_signal(signal.SIGTERM)
-        counts["draws"] += 1
-        return draw(step)
+        counts["draws"] += count
+        return plan(range(first, first + count))
 
-    def validation_batches(part):
-        yield draw(1000), 8
-        yield draw(1001), 5
+    def open_feeds(mesh):
+        held = place(mesh, DATA)
+        feed = Feed(held, lambda rows, starts: np.int32(rows), lambda held, rows: held[rows])
+        return feed, feed
 
     model = fit(
         Network(),
         one_cycle_adamw(0.1, 0.01, LAST),
-        Task(loss, validation_loss, 8, draw_batch, validation_batches),
+        Task(
+            loss,
+            validation_loss,
+            8,
+            draw,
+            plan(range(LAST, LAST + 2)),
+            13,
+            open_feeds,
+            looped,
+        ),
         Schedule(EPOCHS, STEPS_PER_EPOCH, 1, checkpoint_seconds=1e9 if preemption else 0.0),
         seed=seed,
         directory=directory,
@@ -322,6 +379,12 @@ def train(directory, stop_at=None, seed=0, devices=1, parallel="mesh", preemptio
 
 def read_metrics(directory):
     return (directory / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def programs_of_one_step(monkeypatch):
+    """However fast this machine is: a stop comes before the step that it names."""
+    monkeypatch.setattr(dns_jax.programs, "choose_count", lambda *_: 1)
 
 
 @pytest.fixture(scope="module")
@@ -351,8 +414,44 @@ def test_a_run_that_was_stopped_ends_at_the_same_weights(tmp_path, uninterrupted
         weights, counts = train(tmp_path)
     assert counts == {"loss": 1, "validation_loss": 1, "draws": LAST - stop_at}
     assert_same(tmp_path, weights, uninterrupted)
-    compiled = [r for r in caplog.messages if r.startswith("Compiling jit(train_step)")]
+    compiled = [r for r in caplog.messages if r.startswith("Compiling jit(take_steps)")]
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("looped", [True, False])
+def test_however_steps_are_cut_into_programs_there_is_one_compilation_and_one_result(
+    tmp_path, monkeypatch, caplog, looped
+):
+    runs, programs = {}, {}
+    for most in (1, 2, 7):
+        monkeypatch.setattr(
+            dns_jax.programs, "choose_count", lambda *args, most=most: min(most, args[2])
+        )
+        programs[most] = []
+        run = dns_jax.programs.Ahead.__next__
+
+        def take(self, run=run, taken=programs[most]):
+            program = run(self)
+            taken.append(program[:2])
+            return program
+
+        caplog.clear()
+        with monkeypatch.context() as patched, jax.log_compiles():
+            patched.setattr(dns_jax.programs.Ahead, "__next__", take)
+            runs[most] = walk(tmp_path / f"{most}", epochs=8, steps_per_epoch=5, looped=looped)
+        compiled = [r for r in caplog.messages if r.startswith("Compiling jit(take_steps)")]
+        assert len(compiled) == 1
+    for taken in programs.values():
+        assert [step for first, count in taken for step in range(first, first + count)] == [
+            *range(40)
+        ]
+        assert all(first // 5 == (first + count - 1) // 5 for first, count in taken)
+    longest = {most: max(count for _, count in programs[most]) for most in programs}
+    assert longest == ({1: 1, 2: 2, 7: 5} if looped else {1: 1, 2: 1, 7: 1})
+    for run in runs.values():
+        assert run.model.position[...] == 40
+        assert run.metrics == runs[1].metrics
+        assert run.drawn == list(range(40))
 
 
 @pytest.mark.parametrize("way", ["mesh", "pmap"])
@@ -376,7 +475,7 @@ def test_checkpoints_do_not_ask_whether_to_stop(tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on(tmp_path, uninterrupted):
-    with hosts.Preemption().watch() as preemption, pytest.raises(hosts.Preempted):
+    with Preempting().watch() as preemption, pytest.raises(hosts.Preempted):
         train(tmp_path, preemption=preemption)
     kept = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
     assert kept == ["4"]

@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 
 from configs import default
+from dns_jax.data.waveforms import Waveforms
 from dns_jax.hosts import Preemption
 from dns_jax.parallel import make_mesh
 
@@ -60,21 +61,25 @@ def initialise(make):
     return nnx.merge(graph, jax.jit(lambda: nnx.to_pure_dict(nnx.state(make())))())
 
 
-class Recordings:
-    """Standardised noise; stands for `dns_jax.data.waveforms.Waveforms` and notes what is cut."""
+class Recordings(Waveforms):
+    """Recordings of noise that count as standardised, each a machine of its own."""
 
     def __init__(self, lengths, seed=0):
         rng = np.random.default_rng(seed)
-        self.lengths = np.asarray(lengths)
-        self.samples = [rng.standard_normal(n).astype(np.float32) for n in self.lengths]
-        self.cut = []  # (rows, starts) of every call
-
-    def crop(self, rows, starts, length):
-        """Cut pieces: i64[n], i64[n], int -> f32[n, length]."""
-        rows, starts = np.asarray(rows), np.asarray(starts)
-        assert (starts >= 0).all()
-        assert (starts + length <= self.lengths[rows]).all()
-        self.cut.append((rows, starts))
-        return np.stack(
-            [self.samples[r][s : s + length] for r, s in zip(rows, starts, strict=True)]
+        count = len(lengths)
+        super().__init__(
+            lengths=np.asarray(lengths),
+            digests=np.full(count, ""),
+            means=np.zeros(count),
+            scales=np.ones(count),
+            machines=np.arange(count),
+            offsets=np.zeros(count, int),
+            samples=tuple(rng.standard_normal(n).astype(np.float32) for n in lengths),
         )
+
+
+def cut_batch(feed, plan, number=0):
+    """Cut one batch of a plan through a feed: (segments, *labels)."""
+    rows, starts = plan.rows[number], plan.starts[number]
+    segments = jax.jit(feed.cut)(feed.store, feed.fetch(rows, starts))
+    return segments, *(label[number] for label in plan.labels)

@@ -2,14 +2,22 @@
 
 Section IV-A: batches of 4-second segments, for SerialOE with t_mac in {0, 1} at 1:1. Positives and
 negatives are each an endless chain of shuffles of their recordings, so that every recording comes
-exactly once in every N draws and a short list of negatives starts over.
+exactly once in every N draws and a short list of negatives starts over. Any run of steps is drawn
+at once, and is the same however the steps are cut into runs.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from dns_jax.data.waveforms import Waveforms
+
+class Plan(NamedTuple):
+    """Which segments some batches hold."""
+
+    rows: np.ndarray  # i64[batches, batch], of the table of recordings
+    starts: np.ndarray  # i64[batches, batch], samples (frames, of a cached spectrum)
+    labels: tuple[np.ndarray, ...] = ()  # [batches, batch, ...], what the loss is told besides
 
 
 def count_steps(recordings: int, batch: int) -> int:
@@ -17,26 +25,27 @@ def count_steps(recordings: int, batch: int) -> int:
     return -(-recordings // batch)
 
 
-def draw_rows(rows: np.ndarray, batch: int, seed: int, stream: int, step: int) -> np.ndarray:
-    """Draw the recordings of one step.
+def draw_rows(
+    rows: np.ndarray, batch: int, seed: int, stream: int, first: int, count: int = 1
+) -> np.ndarray:
+    """Draw the recordings of some steps.
 
     Args:
       rows: i64[n], what is drawn from.
-      batch: how many are drawn; may exceed n.
+      batch: how many are drawn for a step; may exceed n.
       seed: of the run.
       stream: number of the chain; chains of one seed are independent.
-      step: number of the batch, from 0.
+      first: number of the first step, from 0.
+      count: how many steps.
 
     Returns:
-      i64[batch], entries step * batch to (step + 1) * batch of the chain.
+      i64[count, batch], entries first * batch to (first + count) * batch of the chain.
     """
-    position = np.arange(step * batch, (step + 1) * batch)
-    turns = position // len(rows)
-    drawn = [
-        _shuffle(len(rows), seed, stream, int(turn))[position[turns == turn] % len(rows)]
-        for turn in np.unique(turns)
-    ]
-    return rows[np.concatenate(drawn)]
+    turn, place = divmod(first * batch, len(rows))
+    end = place + count * batch
+    turns = range(turn, turn + -(-end // len(rows)))
+    chain = np.concatenate([_shuffle(len(rows), seed, stream, turn) for turn in turns])
+    return rows[chain[place:end]].reshape(count, batch)
 
 
 @lru_cache(maxsize=8)
@@ -44,30 +53,21 @@ def _shuffle(count, seed, stream, turn):
     return np.random.default_rng((seed, stream, turn)).permutation(count)
 
 
-def crop_randomly(
-    waveforms: Waveforms,
-    rows: np.ndarray,
-    samples: int,
-    seed: int,
-    stream: int,
-    step: int,
-    part: slice = slice(None),
-) -> np.ndarray:
-    """Cut one random segment out of each recording.
+def draw_starts(room: np.ndarray, seed: int, stream: int, first: int) -> np.ndarray:
+    """Draw where the segments of some steps begin.
 
     Args:
-      waveforms: the recordings, each at least `samples` long.
-      rows: i64[batch].
-      samples: length of a segment.
+      room: i64[count, batch], how many places there are for each, below 2^32.
       seed: of the run.
       stream: must differ from the streams given to `draw_rows`.
-      step: number of the batch.
-      part: which of the rows are cut; the starts of all are drawn.
+      first: number of the first step.
 
     Returns:
-      f32[rows of the part, samples], standardised; every start from 0 to length - samples is
-      equally likely.
+      i64[count, batch], from 0 to room - 1, each equally likely (to one in 2^32).
     """
-    room = waveforms.lengths[rows] - samples + 1
-    starts = np.random.default_rng((seed, stream, step)).integers(0, room)
-    return waveforms.crop(rows[part], starts[part], samples)
+    # Counted, not chained: Philox goes to any place of its sequence at once, four numbers a count.
+    block, skipped = divmod(first * room.shape[1], 4)
+    key = np.random.SeedSequence((seed, stream)).generate_state(2, np.uint64)
+    numbers = np.random.Philox(key=key).advance(block).random_raw(skipped + room.size)
+    high = (numbers[skipped:] >> np.uint64(32)).reshape(room.shape)
+    return (high * room.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

@@ -49,18 +49,49 @@ class Waveforms:
         Raises:
           ValueError: a piece reaches outside its recording.
         """
-        rows, starts = np.asarray(rows), np.asarray(starts)
+        pieces = np.empty((len(rows), length), np.float32)
+        for piece, row, samples in zip(pieces, rows, self._find(rows, starts, length), strict=True):
+            piece[:] = (samples - self.means[row]) * self.scales[row]
+        return pieces
+
+    def read(self, rows: np.ndarray, starts: np.ndarray, length: int, kind: np.dtype) -> np.ndarray:
+        """Cut pieces out of recordings, in their stored unit; arguments and errors as of `crop`.
+
+        Args:
+          rows: i64[n].
+          starts: i64[n].
+          length: samples.
+          kind: of `choose_kind`.
+
+        Returns:
+          kind[n, length].
+        """
+        pieces = np.empty((len(rows), length), kind)
+        for piece, samples in zip(pieces, self._find(rows, starts, length), strict=True):
+            piece[:] = samples
+        return pieces
+
+    def choose_kind(self, rows: np.ndarray) -> np.dtype:
+        """Return what holds the samples of `rows` as they are, int16 or else float32."""
+        used = np.unique(self.machines[rows])
+        return np.result_type(np.int16, *(self.samples[machine].dtype for machine in used))
+
+    def check_inside(self, rows: np.ndarray, starts: np.ndarray, length: int) -> None:
+        """Raise ValueError where a piece reaches outside its recording; arguments as of `crop`."""
+        rows, starts = np.ravel(rows), np.ravel(starts)
         outside = np.flatnonzero((starts < 0) | (starts + length > self.lengths[rows]))
         if len(outside):
             row, start = rows[outside[0]], starts[outside[0]]
             raise ValueError(
                 f"samples {start} to {start + length} of row {row}; it has {self.lengths[row]}"
             )
-        pieces = np.empty((len(rows), length), np.float32)
-        for piece, row, first in zip(pieces, rows, self.offsets[rows] + starts, strict=True):
-            samples = self.samples[self.machines[row]][first : first + length]
-            piece[:] = (samples - self.means[row]) * self.scales[row]
-        return pieces
+
+    def _find(self, rows, starts, length):
+        """Yield views of the stored samples."""
+        rows, starts = np.asarray(rows), np.asarray(starts)
+        self.check_inside(rows, starts, length)
+        for row, first in zip(rows, self.offsets[rows] + starts, strict=True):
+            yield self.samples[self.machines[row]][first : first + length]
 
 
 def standardise(waveforms: Waveforms, how: str, rows: np.ndarray) -> Waveforms:
