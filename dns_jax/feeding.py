@@ -6,6 +6,7 @@ Either way the pieces are standardised on the device by the same arithmetic, so 
 same to the last bit. A third way cuts log-mel spectra of whole recordings, computed once.
 """
 
+import mmap
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from dns_jax.config import ConfigError
 from dns_jax.data.waveforms import Waveforms
 from dns_jax.features import FrontEnd, log_mel
-from dns_jax.parallel import map_rows, own_rows, place
+from dns_jax.parallel import compile_rows, own_rows, place
 
 _MOST_STEPS = 4096  # of a program whose batches are cut from a store
 _MOST_BYTES = 2**27  # of the pieces that are read for a program
@@ -70,7 +71,7 @@ def open_feed(
         return pieces.reshape(*rows.shape, samples), *(x[rows] for x in scaling)
 
     most_steps = max(1, _MOST_BYTES // (batch * samples * kind.itemsize))
-    return Feed((), read, lambda store, read: standardise(*read), most_steps=most_steps)
+    return Feed((), read, lambda store, read: scale_pieces(*read), most_steps=most_steps)
 
 
 def _hold(waveforms, rows, lengths, samples, kind, mesh, size):
@@ -82,7 +83,7 @@ def _hold(waveforms, rows, lengths, samples, kind, mesh, size):
         recordings, means, scales = store
         index, start = places
         pieces = _cut(recordings, index, start, samples)
-        return standardise(pieces, means[index], scales[index])
+        return scale_pieces(pieces, means[index], scales[index])
 
     recordings = _read_whole(waveforms, rows, lengths, lengths.max(initial=0), kind)
     store = place(mesh, (recordings, *(x[rows] for x in split_scaling(waveforms))))
@@ -120,14 +121,14 @@ def open_mel_feed(
             f"{budget / 1e9:g}; give more, or --config.autoencoder.cached_mel=False"
         )
     kind, scaling = waveforms.choose_kind(rows), split_scaling(waveforms)
-    transform = map_rows(partial(_transform, front_end), mesh)
+    transform = compile_rows(partial(_transform, front_end), mesh)
     spectra, batch = np.empty(shape, np.float32), _MEL_BATCH * mesh.size
     for first in range(0, len(rows), batch):
         some = slice(first, min(first + batch, len(rows)))
         own = np.resize(np.arange(some.start, some.stop), batch)[own_rows(mesh, batch)]
         pieces = _read_whole(waveforms, rows[own], lengths[own], longest, kind)
         transformed = transform((pieces, *(x[rows[own]] for x in scaling), lengths[own]))
-        spectra[some] = transformed[: some.stop - some.start]
+        spectra[some] = jax.device_get(transformed)[: some.stop - some.start]
 
     def locate(wanted, starts):
         return np.searchsorted(rows, wanted).astype(np.int32), starts.astype(np.int32)
@@ -141,13 +142,15 @@ def open_mel_feed(
 def _transform(front_end, rows):
     pieces, means, scales, lengths = rows
     inside = jnp.arange(pieces.shape[1]) < lengths[:, None]  # beyond it zeros, as `log_mel` pads
-    waveforms = jnp.where(inside, standardise(pieces, means, scales), 0)
+    waveforms = jnp.where(inside, scale_pieces(pieces, means, scales), 0)
     return jnp.swapaxes(log_mel(waveforms, front_end), 1, 2)
 
 
 def _read_whole(waveforms, rows, lengths, longest, kind):
     """Read the beginnings of recordings: kind[n, longest], zeros behind them."""
-    whole = np.zeros((len(rows), longest), kind)
+    # Pages of its own: JAX takes them on a CPU without a copy, and the kernel gets them back.
+    size = max(1, len(rows) * int(longest) * kind.itemsize)
+    whole = np.ndarray((len(rows), longest), kind, mmap.mmap(-1, size))
     for recording, row, length in zip(whole, rows, lengths, strict=True):
         recording[:length] = waveforms.read([row], [0], length, kind)[0]
     return whole
@@ -165,13 +168,13 @@ def _cut(held, index, start, length):
 
 
 def split_scaling(waveforms: Waveforms) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `standardise` takes: means f32[clips, 2] in two parts, scales f32[clips]."""
+    """Return what `scale_pieces` takes: means f32[clips, 2] in two parts, scales f32[clips]."""
     high = waveforms.means.astype(np.float32)
     low = (waveforms.means - high).astype(np.float32)
     return np.stack([high, low], axis=1), waveforms.scales.astype(np.float32)
 
 
-def standardise(pieces: jax.Array, means: jax.Array, scales: jax.Array) -> jax.Array:
+def scale_pieces(pieces: jax.Array, means: jax.Array, scales: jax.Array) -> jax.Array:
     """Standardise pieces of recordings.
 
     Args:

@@ -116,10 +116,10 @@ def noticing_losses() -> Iterator[None]:
 
 
 class Preemption:
-    """SIGTERM ends a run where it loses nothing: at once, or in training after the present step.
+    """SIGTERM ends a run where it loses nothing: at once, or in training after the present program.
 
-    Of several hosts all stop at the same place, whichever of them got the signal: after a step of
-    training, a batch of scoring or a candidate of the evaluation.
+    Of several hosts all stop at the same place, whichever of them got the signal: after a program
+    of training steps, a batch of scoring or a candidate of the evaluation.
     """
 
     def __init__(self):

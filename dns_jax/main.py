@@ -90,7 +90,11 @@ def main(argv: list[str]) -> None:
         if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said = str(error).partition("\n")[0]
-        _stop(f"not enough memory ({said}); try smaller batches", 1)
+        _stop(
+            f"not enough memory ({said}); try a smaller --config.data.device_gigabytes (0: no "
+            "recordings are held on the device) or smaller batches",
+            1,
+        )
     except hosts.HostLost as error:
         _stop(f"{error}; on all hosts {_GO_ON}", 1)
     except hosts.Preempted:

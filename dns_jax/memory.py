@@ -8,6 +8,7 @@ third of the time of a step. JAX has no setting for it on CPUs; glibc has.
 import ctypes
 import mmap
 import os
+import sys
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -21,15 +22,19 @@ def keep_freed_memory() -> bool:
     Returns:
       Whether the C library did as it was told.
     """
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
+    import resource  # not everywhere
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    limited = any(limit != resource.RLIM_INFINITY for limit in limits)
     libc.malloc.restype = ctypes.c_void_p
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
     done = all(libc.mallopt(name, value) for name, value in settings.items())
     # Addresses at the end of the heap, not memory: asked for in large pages, given back untouched.
     size = os.sysconf("SC_PHYS_PAGES") // 2 * mmap.PAGESIZE
-    if done and (block := libc.malloc(ctypes.c_size_t(size))):
+    if done and not limited and (block := libc.malloc(ctypes.c_size_t(size))):
         start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
         length = ctypes.c_size_t(size - mmap.PAGESIZE)
         libc.madvise(ctypes.c_void_p(start), length, mmap.MADV_HUGEPAGE)

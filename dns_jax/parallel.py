@@ -152,12 +152,6 @@ def compile_rows(function: Callable, mesh: Mesh) -> Callable:
     return lambda *arguments: compiled(arguments[:-1], spread(mesh, arguments[-1]))
 
 
-def map_rows(function: Callable, mesh: Mesh) -> Callable:
-    """Compile as `compile_rows` does; the results come back in NumPy."""
-    compiled = compile_rows(function, mesh)
-    return lambda *arguments: jax.device_get(compiled(*arguments))
-
-
 def smooth_spread(mesh: Mesh, queries: tuple, pool: tuple, candidates, ks: tuple) -> np.ndarray:
     """Smooth queries (eq. 7) that are spread over the devices, each of which has the whole pool.
 

@@ -41,7 +41,6 @@ def make_autoencoder_task(
       seed: of the run.
     """
     settings, samples = config.autoencoder, _segment_samples(config)
-
     front_end, cached = make_front_end(settings.front_end), settings.cached_mel
 
     def draw(first, count):

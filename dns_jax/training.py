@@ -158,7 +158,7 @@ def fit(
     per_epoch, steps = schedule.steps_per_epoch, schedule.epochs * schedule.steps_per_epoch
     graph = nnx.graphdef(model)
     metrics_file = directory / "metrics.jsonl"
-    with preemption.deferred(), open_checkpoints(directory / "checkpoints") as checkpoints:
+    with open_checkpoints(directory / "checkpoints") as checkpoints:
         start, state = restore_latest(checkpoints, replicate(mesh, init_state(model, optimizer)))
         rows = [row for row in _read_metrics(metrics_file) if row["step"] <= start]
         if start == steps:
@@ -175,14 +175,15 @@ def fit(
             unit="epoch",
             disable=not progress,
         )
-        with bar, Ahead(program, start, steps, per_epoch) as ahead:
+        with preemption.deferred(), bar, Ahead(program, start, steps, per_epoch) as ahead:
 
             def finish(row):  # once it has ended, and once only
                 if row is None or isinstance(row["loss"], float):
                     return
                 row["loss"] = float(row["loss"]) / per_epoch
                 _check_finite(row["loss"], name, row["epoch"])
-                ahead.pace(row["step"])
+                if jax.process_count() > 1:
+                    ahead.pace(row["step"])
                 bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                 bar.update()
 
@@ -191,6 +192,8 @@ def fit(
             for first, count, batches in ahead:
                 state, loss = program.run(state, batches, first, count)
                 jax.block_until_ready(before)  # one program ahead, or a stop would come late
+                if jax.process_count() == 1:  # of several, all do it at the end of an epoch
+                    ahead.pace(first)
                 finish(ended)
                 before, step = loss, first + count
                 if step % per_epoch == 0:

@@ -385,11 +385,15 @@ def test_a_damaged_config_json_is_one_line_and_status_2(call, tmp_path):
     [
         (KeyboardInterrupt(), 130, "stopped; the same command goes on from the last checkpoint"),
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
-        (MemoryError(), 1, "not enough memory (); try smaller batches"),
+        (
+            MemoryError(),
+            1,
+            "not enough memory (); try a smaller --config.data.device_gigabytes (0: no recordings are held on the device) or smaller batches",
+        ),
         (
             JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nallocator"),
             1,
-            "not enough memory (RESOURCE_EXHAUSTED: Out of memory.); try smaller batches",
+            "not enough memory (RESOURCE_EXHAUSTED: Out of memory.); try a smaller --config.data.device_gigabytes (0: no recordings are held on the device) or smaller batches",
         ),
     ],
 )
