@@ -380,6 +380,12 @@ def test_a_damaged_config_json_is_one_line_and_status_2(call, tmp_path):
     assert errors[0].startswith(f"dns_jax: {tmp_path}/config.json is not the config.json of a run")
 
 
+SMALLER = (
+    "try a smaller --config.data.device_gigabytes (0: no recordings are held on the device) or "
+    "smaller batches"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
@@ -388,12 +394,12 @@ def test_a_damaged_config_json_is_one_line_and_status_2(call, tmp_path):
         (
             MemoryError(),
             1,
-            "not enough memory (); try a smaller --config.data.device_gigabytes (0: no recordings are held on the device) or smaller batches",
+            f"not enough memory (); {SMALLER}",
         ),
         (
             JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nallocator"),
             1,
-            "not enough memory (RESOURCE_EXHAUSTED: Out of memory.); try a smaller --config.data.device_gigabytes (0: no recordings are held on the device) or smaller batches",
+            f"not enough memory (RESOURCE_EXHAUSTED: Out of memory.); {SMALLER}",
         ),
     ],
 )
