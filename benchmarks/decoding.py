@@ -16,6 +16,7 @@ is there: read the names, check files, cache and digests; without imports.
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.default import get_config
 from dns_jax.config import check_config, check_recordings, open_workdir

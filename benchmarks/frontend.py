@@ -21,6 +21,7 @@ from side_by_side import OURS, THREADS, check_equal, report, time_in_turn
 
 from configs import default
 from dns_jax.features import POWER_FLOOR, FrontEnd, log_mel, make_front_end, mel_magnitude
+from dns_jax.memory import keep_freed_memory
 
 BATCHES = (16, 128)
 
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, help="table and figure, no ending")
     args = parser.parse_args()
+    keep_freed_memory()  # as a run does, and for all of them
     torch.set_num_threads(THREADS)
     records = [
         {"front end": name, "segments": batch, **measure(name, batch, args.turns)}

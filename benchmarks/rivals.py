@@ -117,11 +117,15 @@ class AutoencoderScore(torch.nn.Module):
         self.log_mel = LogMel(front_end)
         self.autoencoder = Autoencoder(config)
 
-    def forward(self, segments: torch.Tensor) -> torch.Tensor:
-        """Map ``f32[batch, samples] -> f32[batch]``."""
+    def extract(self, segments: torch.Tensor) -> torch.Tensor:
+        """Compute psi: ``f32[batch, samples] -> f32[vectors of all segments, D]``."""
         frames = self.log_mel(segments).transpose(1, 2)
         windows = frames.unfold(1, self.adjacent, 1).transpose(2, 3).flatten(2)
-        vectors = windows.flatten(0, 1)
+        return windows.flatten(0, 1)
+
+    def forward(self, segments: torch.Tensor) -> torch.Tensor:
+        """Map ``f32[batch, samples] -> f32[batch]``."""
+        vectors = self.extract(segments)
         error = (vectors - self.autoencoder(vectors)).square()
         return error.view(len(segments), -1).mean(1)
 

@@ -28,6 +28,7 @@ from rivals import AutoencoderScore, draw_weights, fold_norms, load_weights, mak
 from side_by_side import OURS, THREADS, check_equal, report, time_in_turn
 
 from configs import default, small
+from dns_jax.memory import keep_freed_memory
 from dns_jax.models.autoencoder import Autoencoder, score_segments
 from dns_jax.models.serial_oe import SerialOE
 
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, help="table and figure, no ending")
     args = parser.parse_args()
+    keep_freed_memory()  # as a run does, and for all of them
     torch.set_num_threads(THREADS)
     torch._inductor.config.freezing = True
     logging.getLogger("torch").setLevel(logging.ERROR)

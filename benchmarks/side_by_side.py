@@ -6,6 +6,7 @@ XLA, PyTorch, ONNX Runtime and NumPy's libraries all take the cores that the pro
 
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 
 from dns_jax.files import write_file, write_text
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the configurations lie
 
 OURS = "dns_jax"
 THREADS = len(os.sched_getaffinity(0))
@@ -52,7 +55,13 @@ def time_in_turn(
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-def report(table: pd.DataFrame, rows: list[str], packages: tuple[str, ...], out: Path) -> None:
+def report(
+    table: pd.DataFrame,
+    rows: list[str],
+    packages: tuple[str, ...],
+    out: Path,
+    bound: str | None = None,
+) -> None:
     """Print a Markdown table, and write it as OUT.csv and OUT.png.
 
     Args:
@@ -60,9 +69,10 @@ def report(table: pd.DataFrame, rows: list[str], packages: tuple[str, ...], out:
       rows: names of the columns that say what is computed.
       packages: whose versions are printed.
       out: path without an ending.
+      bound: the method, if there is one, that computes only a part and is no rival.
     """
     methods = [name for name in table if name not in rows]
-    rivals = [name for name in methods if name != OURS]
+    rivals = [name for name in methods if name not in (OURS, bound)]
     table = table.assign(speed=table[rivals].min(axis=1) / table[OURS])
     head = [*rows, *(f"{name} [ms]" for name in methods), "fastest rival / ours"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -92,7 +102,7 @@ def _draw(table, rows, methods, path):
     axes.set_yticks(range(len(table)), names)
     axes.invert_yaxis()
     axes.set_xlabel("time / ours")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=len(methods), fontsize="small")
     image = io.BytesIO()
     figure.savefig(image, dpi=110, format="png")
     plt.close(figure)
