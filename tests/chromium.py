@@ -4,6 +4,7 @@ Chromium is Debian's package `chromium`; nothing is fetched.
 """
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -28,10 +29,12 @@ class Page:
         self._in, from_browser = os.pipe()
 
         def connect():  # Chromium reads its commands from 3 and answers on 4
-            os.dup2(to_browser, 30)
-            os.dup2(from_browser, 31)
-            os.dup2(30, 3)
-            os.dup2(31, 4)
+            # By way of numbers that are free: the pipes may have these two, or any other.
+            commands, answers = (
+                fcntl.fcntl(n, fcntl.F_DUPFD, 10) for n in (to_browser, from_browser)
+            )
+            os.dup2(commands, 3)
+            os.dup2(answers, 4)
 
         self._process = subprocess.Popen(
             [BROWSER, *_FLAGS, f"--user-data-dir={folder / 'chromium'}", "about:blank"],
