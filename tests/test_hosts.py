@@ -39,6 +39,7 @@ def assert_same_run(workdir, other):
 # Two hosts with the networks of the demo
 
 
+@pytest.mark.soak
 def test_two_processes_compute_what_one_does(tmp_path):
     write_factory(tmp_path / "factory")
     flags = (

@@ -46,6 +46,7 @@ def check_colab(printed, shown):
     assert "standard deviation" in printed
 
 
+@pytest.mark.soak
 def test_the_colab_notebook_runs_with_little_training(tmp_path, monkeypatch):
     fields = {"autoencoder.epochs": 2, "serial_oe.epochs": 1, "inlier.clusters": (1,)}
     check_colab(*execute("colab.ipynb", tmp_path, monkeypatch, FIELDS=fields))
