@@ -170,6 +170,8 @@ class Ahead:
     def pace(self, step: int) -> None:
         """Choose how long further programs are, now that all steps before `step` are done."""
         before, then = self._marked
+        if step == before:  # nothing was measured
+            return
         self.mark(step)
         seconds = self._marked[1] - then
         self._count = agree(choose_count(step - before, seconds, self._program.capacity))

@@ -152,3 +152,13 @@ def test_the_thread_may_place_arrays_on_devices():
     with make_ahead(lambda first, count: jax.device_put(np.full(3, first))) as ahead:
         for first, _, array in ahead:
             np.testing.assert_array_equal(array, first)
+
+
+def test_a_pace_taken_where_no_step_was_done_stays_what_it_was():
+    program = Program(lambda first, count: None, None, capacity=8)
+    with Ahead(program, 0, 100, 50) as ahead:
+        next(ahead)
+        ahead.pace(1)
+        ahead.mark(1)
+        ahead.pace(1)
+        assert [next(ahead)[1] for _ in range(4)][-1] == 8
