@@ -18,6 +18,11 @@ from dns_jax.models.convolutions import convolve, convolve_depthwise
 EPSILON = 1e-3
 
 
+def silu(x: jax.Array) -> jax.Array:
+    """Return x sigmoid(x), by tanh, of which XLA on the CPU needs less time than of exp."""
+    return x * (0.5 + 0.5 * jnp.tanh(0.5 * x))
+
+
 class Stage(NamedTuple):
     """One row of the stage table; `stride` is that of the first of the `repeats` blocks."""
 
@@ -83,7 +88,7 @@ class SqueezeExcite(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Gate ``x: f[batch, mels, frames, channels]``."""
-        gate = nnx.silu(self.reduce(jnp.mean(x, (1, 2), keepdims=True)))
+        gate = silu(self.reduce(jnp.mean(x, (1, 2), keepdims=True)))
         return x * nnx.sigmoid(self.expand(gate))
 
 
@@ -96,9 +101,9 @@ class MBConv(nnx.Module):
         self.expands = stage.expand > 1
         if self.expands:
             self.expand = Conv(inputs, middle, rngs=rngs)
-            self.expand_norm = BatchNorm(middle, epsilon=EPSILON, activation=nnx.silu)
+            self.expand_norm = BatchNorm(middle, epsilon=EPSILON, activation=silu)
         self.depthwise = DepthwiseConv(middle, stage.kernel, stride, rngs=rngs)
-        self.depthwise_norm = BatchNorm(middle, epsilon=EPSILON, activation=nnx.silu)
+        self.depthwise_norm = BatchNorm(middle, epsilon=EPSILON, activation=silu)
         self.squeeze_excite = SqueezeExcite(middle, max(1, round(inputs / 4)), rngs=rngs)
         self.project = Conv(middle, stage.channels, rngs=rngs)
         self.project_norm = BatchNorm(stage.channels, epsilon=EPSILON)
@@ -127,7 +132,7 @@ class EfficientNet(nnx.Module):
         stages = [Stage(*row) for row in config.stages]
         channels = _round_channels(config.stem * config.width)
         self.stem = Conv(1, channels, kernel=3, stride=2, rngs=rngs)
-        self.stem_norm = BatchNorm(channels, epsilon=EPSILON, activation=nnx.silu)
+        self.stem_norm = BatchNorm(channels, epsilon=EPSILON, activation=silu)
         self.repeats = tuple(math.ceil(stage.repeats * config.depth) for stage in stages)
         blocks = []
         for stage, repeats in zip(stages, self.repeats, strict=True):
@@ -139,7 +144,7 @@ class EfficientNet(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.features = _round_channels(config.head * config.width)
         self.head = Conv(channels, self.features, rngs=rngs)
-        self.head_norm = BatchNorm(self.features, epsilon=EPSILON, activation=nnx.silu)
+        self.head_norm = BatchNorm(self.features, epsilon=EPSILON, activation=silu)
 
     def __call__(self, spectra: jax.Array, *, train: bool) -> jax.Array:
         """Map ``f[batch, mels, frames]`` to ``f[batch, mels / 32, frames / 32, features]``.
