@@ -37,11 +37,17 @@ NETWORKS = {"B0": default, "small": small}
 BATCHES = {"B0": (8, 32), "small": (8, 32), "autoencoder": (32, 64)}
 
 
-def compile_ours(network: nnx.Module, function: Callable, inputs: np.ndarray) -> Callable:
-    """Compile ``function(network, inputs)``, weights being arguments as they are in a run."""
+def lower_ours(network: nnx.Module, function: Callable, inputs: np.ndarray) -> tuple:
+    """Compile ``function(network, inputs)``; return it, and the weights and inputs it takes."""
     graph, state = nnx.split(network)
-    compiled = jax.jit(lambda state, x: function(nnx.merge(graph, state), x))
     array = jnp.asarray(inputs)
+    compiled = jax.jit(lambda state, x: function(nnx.merge(graph, state), x)).lower(state, array)
+    return compiled.compile(), state, array
+
+
+def compile_ours(network: nnx.Module, function: Callable, inputs: np.ndarray) -> Callable:
+    """Return the call of our network; its weights are arguments as they are in a run."""
+    compiled, state, array = lower_ours(network, function, inputs)
     return lambda: compiled(state, array).block_until_ready()
 
 
@@ -50,6 +56,15 @@ def embed(serial_oe: SerialOE, spectra: jax.Array) -> jax.Array:
     pooled = jnp.mean(serial_oe.backbone(spectra, train=False), (1, 2))
     hidden = serial_oe.neck_norm(serial_oe.neck(pooled), train=False)
     return serial_oe.embed(jnp.where(hidden > 0, hidden, serial_oe.slope[...] * hidden))
+
+
+def prepare_ours(network: str, batch: int) -> tuple[SerialOE, Callable, np.ndarray]:
+    """Return SerialOE with random weights, what computes f_D with it, and spectra."""
+    config = NETWORKS[network].get_config().serial_oe
+    ours = draw_weights(lambda: SerialOE(config, PRODUCTS, rngs=nnx.Rngs(0)))
+    frames = ours.front_end.count_frames(64000)
+    shape = batch, ours.front_end.mels, frames
+    return ours, embed, np.random.default_rng(0).gamma(2.0, size=shape).astype(np.float32)
 
 
 def run_onnx(rival: torch.nn.Module, inputs: np.ndarray) -> Callable:
@@ -79,12 +94,9 @@ def prepare(network: str, batch: int) -> dict[str, Callable]:
         methods = {OURS: compile_ours(ours, score_segments, inputs)}
         tensor = torch.from_numpy(inputs)
     else:
-        config = NETWORKS[network].get_config().serial_oe
-        ours = draw_weights(lambda: SerialOE(config, PRODUCTS, rngs=nnx.Rngs(0)))
-        rival = make_serial_oe(config, PRODUCTS).eval()
+        ours, _, spectra = prepare_ours(network, batch)
+        rival = make_serial_oe(NETWORKS[network].get_config().serial_oe, PRODUCTS).eval()
         load_weights(rival, ours)
-        frames = ours.front_end.count_frames(64000)
-        spectra = rng.gamma(2.0, size=(batch, ours.front_end.mels, frames)).astype(np.float32)
         methods = {OURS: compile_ours(ours, embed, spectra)}
         methods["ONNX Runtime"] = run_onnx(rival, spectra[:, None])
         tensor = torch.from_numpy(spectra[:, None]).contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,7 @@
-"""Time a training step of both networks beside PyTorch, and see where its time goes.
+"""Time a training step of both networks beside PyTorch.
 
     python benchmarks/training.py --out=docs/training_speed
     python benchmarks/training.py --waits
-    python benchmarks/training.py --profile B0 8
 
 The C library keeps freed memory (`dns_jax.memory`) for both sides, and both have all cores that the
 process may run on. float32; a step is forward, backward and update, from the same random weights.
@@ -15,17 +14,13 @@ compared before anything is timed. "products" are the matrix products of the aut
 XLA and nothing else: in brackets the part of their rate that our step reaches.
 
 `--waits` trains from recordings on disk and prints for how long programs waited for their batches.
-`--profile NETWORK BATCH` divides the time of SerialOE's step by kinds of work.
+`benchmarks/profiles.py` divides the time of SerialOE's step by kinds of work.
 """
 
 import argparse
-import gzip
-import json
 import logging
-import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -348,110 +343,8 @@ def measure(network: str, batch: int | str, compiled: bool, turns: int) -> dict[
     return time_in_turn(methods, turns, calls=1 if network == "B0" else 3)
 
 
-def profile(name: str, batch: int, steps: int = 3) -> str:
-    """Return the Markdown table of the kinds of work of SerialOE's step, in ms."""
-    ours, optimizer, task, _, inputs = make_serial_oe_step(name, batch)
-    step = make_train_step(ours, optimizer, task.loss, SEED, STEPS)
-    state = init_state(ours, optimizer)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, inputs, np.int32(0)).compile()
-    inputs = jax.tree.map(jnp.asarray, inputs)
-    for number in map(np.int32, range(3)):
-        state = jax.block_until_ready(compiled(state, inputs, number))
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            began = time.perf_counter()
-            for number in map(np.int32, range(3, 3 + steps)):
-                state = jax.block_until_ready(compiled(state, inputs, number))
-            wall = 1e3 * (time.perf_counter() - began) / steps
-        (file,) = Path(folder).rglob("*.trace.json.gz")
-        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    kinds, spent = name_kinds(compiled.as_text()), Counter()
-    for event in events:
-        if kind := kinds.get(event.get("args", {}).get("hlo_op")):
-            spent[kind] += event["dur"] / 1e3 / steps
-    lines = ["| kind of work | ms | of the step |", "| --- | --- | --- |"]
-    lines += [f"| {kind} | {ms:.1f} | {ms / wall:.1%} |" for kind, ms in spent.most_common()]
-    total = sum(spent.values())
-    lines += [f"| all of these | {total:.1f} | {total / wall:.1%} |", f"| step | {wall:.1f} | |"]
-    return "\n".join([*lines, f"SerialOE, {name}, {batch} spectra, {THREADS} threads"])
-
-
-def name_kinds(text: str) -> dict[str, str]:
-    """Name the kind of work of every operation of a compiled step, by where it was written.
-
-    Args:
-      text: of the compiled program: tables of the source first, then computations.
-
-    Returns:
-      The kind of each operation of the entry computation. A fusion counts as what takes longest in
-      it: a depthwise filter before what is done with each number on the way.
-    """
-    rows = {
-        table: dict(re.findall(r"^(\d+) (.*)$", body, re.MULTILINE))
-        for table, body in re.findall(r"^(\w+)\n((?:\d+ .*\n)+)", text, re.MULTILINE)
-    }
-
-    def trace(frame):  # names of the functions, from the innermost; parents are counted from 1
-        names = []
-        while frame > 0:
-            place, parent = map(int, re.findall(r"=(\d+)", rows["StackFrames"][str(frame)]))
-            function = re.search(r"function_name_id=(\d+)", rows["FileLocations"][str(place)])
-            names.append(rows["FunctionNames"][function[1]].strip('"'))
-            frame = parent - 1
-        return names
-
-    def name(line):
-        metadata = re.search(r'op_name="([^"]*)"(?: stack_frame_id=(\d+))?', line)
-        if not metadata or not metadata[2]:
-            return None
-        return _name_kind(metadata[1], trace(int(metadata[2])))
-
-    computations, entry = {}, None
-    for line in text.splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            lines = computations[head[2]] = []
-            entry = lines if head[1] else entry
-        elif line.startswith("  "):
-            lines.append(line)
-    kinds = {}
-    for line in entry:
-        inside = [
-            found
-            for called in re.findall(r"calls=%?([\w.-]+)", line)
-            for part in computations[called]
-            if re.search(r" (multiply|dot|convolution|reduce)\(", part) and (found := name(part))
-        ]
-        filters = Counter(kind for kind in inside if kind.startswith("depthwise"))
-        kind = name(line) or (Counter(inside).most_common(1) or [("rest", 0)])[0][0]
-        if filters and filters.most_common(1)[0][1] >= 9:  # the taps of a filter
-            kind = filters.most_common(1)[0][0]
-        if " convolution(" in line:
-            kind = "stem"
-        kinds[re.search(r"%?([\w.-]+) = ", line)[1]] = kind
-    return kinds
-
-
-def _name_kind(operation, functions):
-    back = "transpose(" in operation
-    if not any("objective" in function for function in functions):
-        return "optimiser"
-    if "SqueezeExcite.__call__" in functions:
-        return "squeeze-excite"
-    if "BatchNorm.__call__" in functions:
-        return "batch norm, activation"
-    if "DepthwiseConv.__call__" in functions:
-        if not back:
-            return "depthwise, forward"
-        # The padding of `_correlate` is jnp.pad's, and only it sums.
-        by_kernel = re.search(r"jit\(_pad\)|reduce|concatenate|reshape|stack$", operation)
-        return "depthwise, gradient by the " + ("kernel" if by_kernel else "input")
-    if "_multiply" in functions:
-        return "1 x 1, gradients" if back else "1 x 1, forward"
-    return "stem" if "Conv.__call__" in functions else "rest"
-
-
 def main() -> None:
-    """Measure steps, waits or kinds of work."""
+    """Measure steps or waits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--batches", nargs="+", type=int, help="instead of SerialOE's own")
@@ -459,13 +352,10 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--out", type=Path, help="table and figure, no ending")
     parser.add_argument("--waits", action="store_true")
-    parser.add_argument("--profile", nargs=2, metavar=("NETWORK", "BATCH"))
     args = parser.parse_args()
     if args.waits:
         print(measure_waits("autoencoder", 10, 40))
         return print(measure_waits("SerialOE, small", 5, 8))
-    if args.profile:
-        return print(profile(args.profile[0], int(args.profile[1])))
     if args.out is None:
         parser.error("--out names the table and the figure, without an ending; or give --waits")
     torch.set_num_threads(THREADS)
