@@ -3,8 +3,9 @@
 A recording is divided into segments that start 0, 1, 2, ... s as long as 4 s fit: seven in 10 s.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,23 @@ def cut_segments(lengths: np.ndarray, samples: int, hop: int) -> tuple[np.ndarra
     return recording, (np.arange(len(recording)) - first) * hop
 
 
+def split_networks(autoencoder: Autoencoder, serial_oe: SerialOE | None) -> tuple[Callable, Any]:
+    """Return the pure function ``state, f32[n, samples] -> a_G f32[n], f_D f32[n, D]``, and state.
+
+    Args:
+      autoencoder: trained f_G.
+      serial_oe: trained f_D; None: features of no dimension.
+    """
+    graph, state = nnx.split((autoencoder, serial_oe))
+
+    def score(state, segments):
+        autoencoder, serial_oe = nnx.merge(graph, state)
+        a_g = score_by_autoencoder(autoencoder, segments)
+        return a_g, serial_oe(segments, train=False) if serial_oe else jnp.zeros((len(a_g), 0))
+
+    return score, state
+
+
 def score_segments(
     autoencoder: Autoencoder,
     serial_oe: SerialOE | None,
@@ -86,14 +104,8 @@ def score_segments(
     rows = clips.index.to_numpy()
     recording, start = cut_segments(waveforms.lengths[rows], samples, hop)
 
-    graph, state = nnx.split((autoencoder, serial_oe))
+    score, state = split_networks(autoencoder, serial_oe)
     state = replicate(mesh, state)
-
-    def score(state, segments):
-        autoencoder, serial_oe = nnx.merge(graph, state)
-        a_g = score_by_autoencoder(autoencoder, segments)
-        return a_g, serial_oe(segments, train=False) if serial_oe else jnp.zeros((len(a_g), 0))
-
     score = compile_rows(score, mesh)
     batch = config.scoring_batch * mesh.size
     part = own_rows(mesh, batch)

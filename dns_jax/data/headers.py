@@ -93,13 +93,29 @@ def read_recording(path: str, wanted: Wanted, kind: np.dtype) -> Recording:
             rate = sound.samplerate
     except soundfile.LibsndfileError as error:
         raise Unusable(f"cannot decode ({error.error_string})") from error
-    if kind != np.int16 and (lost := len(samples) - np.count_nonzero(np.isfinite(samples))):
+    return take_samples(samples, rate, wanted.rate)
+
+
+def take_samples(samples: np.ndarray, rate: int, wanted_rate: int) -> Recording:
+    """Describe samples that are there, and resample them where the rates differ.
+
+    Args:
+      samples: i16[samples], or f32[samples] in units of full scale; one at least.
+      rate: theirs, Hz.
+      wanted_rate: Hz.
+
+    Raises:
+      Unusable: a sample is not finite.
+    """
+    if samples.dtype != np.int16 and (
+        lost := len(samples) - np.count_nonzero(np.isfinite(samples))
+    ):
         raise Unusable(f"non-finite samples: {lost} (NaN or infinite)")
     note = _describe(samples)
-    if rate != wanted.rate:
+    if rate != wanted_rate:
         import librosa  # takes a second, and hardly anybody resamples
 
-        samples = librosa.resample(samples, orig_sr=rate, target_sr=wanted.rate)
+        samples = librosa.resample(samples, orig_sr=rate, target_sr=wanted_rate)
     mean, deviation = _measure(samples)
     scale = 0.0 if note in (SILENT, CONSTANT) else 1 / deviation
     return Recording(samples, mean, scale, _digest(samples), note)
@@ -107,18 +123,29 @@ def read_recording(path: str, wanted: Wanted, kind: np.dtype) -> Recording:
 
 def _check_header(sound: soundfile.SoundFile, wanted: Wanted) -> None:
     """Raise Unusable if the header says that the recording is not what is wanted."""
-    rate, segment_samples, resample, channel = wanted
+    channel = wanted.channel
     if channel < 0 and sound.channels != 1:
         raise Unusable(f"{sound.channels} channels, mono expected", "--config.data.channel=0")
     if channel >= sound.channels:
         reason = f"has no channel {channel}: {sound.channels} channel(s), counted from 0"
         raise Unusable(reason, "--config.data.channel=0")
-    if sound.samplerate != rate and not resample:
-        raise Unusable(f"{sound.samplerate} Hz, {rate} expected", "--config.data.resample=True")
-    if sound.frames == 0:
+    check_length(sound.frames, sound.samplerate, wanted)
+
+
+def check_length(frames: int, rate: int, wanted: Wanted) -> None:
+    """Raise Unusable if there are too few samples, or of another rate than may be resampled.
+
+    Args:
+      frames: samples of each channel.
+      rate: theirs, Hz.
+      wanted: what the recording has to be.
+    """
+    if rate != wanted.rate and not wanted.resample:
+        raise Unusable(f"{rate} Hz, {wanted.rate} expected", "--config.data.resample=True")
+    if frames == 0:
         raise Unusable("no samples")
-    if -(-sound.frames * rate // sound.samplerate) < segment_samples:
-        seconds, segment = sound.frames / sound.samplerate, segment_samples / rate
+    if -(-frames * wanted.rate // rate) < wanted.segment_samples:
+        seconds, segment = frames / rate, wanted.segment_samples / wanted.rate
         raise Unusable(f"shorter than a segment ({seconds:.4g} s, a segment has {segment:.4g} s)")
 
 
