@@ -5,6 +5,6 @@ Eq. 7 of the paper is `smooth`; the paper itself, stage by stage, is `dns_jax.ex
 
 from dns_jax.smoothing import smooth, smooth_queries, smooth_sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["smooth", "smooth_queries", "smooth_sweep"]

@@ -247,8 +247,11 @@ def _relations(config) -> Iterator[tuple[bool, str]]:
     )
 
 
-def open_workdir(config: ml_collections.FrozenConfigDict, workdir: Path) -> None:
+def open_workdir(config: ml_collections.FrozenConfigDict, workdir: Path) -> str:
     """Make `workdir` the home of this configuration, or check that it is.
+
+    Returns:
+      The version of dns_jax that has begun the run.
 
     Raises:
       ConfigError: the workdir belongs to another configuration; names the fields that differ.
@@ -267,7 +270,7 @@ def open_workdir(config: ml_collections.FrozenConfigDict, workdir: Path) -> None
                 f"{workdir} holds a run of another configuration: {', '.join(differ)}; "
                 "give another --workdir or the same fields"
             )
-        return
+        return str(run["versions"].get("dns_jax", "of unknown version"))
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
     _write(
         file,
@@ -278,6 +281,7 @@ def open_workdir(config: ml_collections.FrozenConfigDict, workdir: Path) -> None
             "recordings": {},
         },
     )
+    return __version__
 
 
 def check_recordings(workdir: Path, digests: dict[str, str]) -> None:

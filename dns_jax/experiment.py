@@ -14,6 +14,7 @@ import pandas as pd
 from flax import nnx
 from jax.sharding import Mesh
 
+from dns_jax import __version__
 from dns_jax.config import check_config, check_recordings, open_workdir
 from dns_jax.data.clips import split_validation
 from dns_jax.data.waveforms import Waveforms, standardise
@@ -54,9 +55,14 @@ def run(config, workdir: Path) -> None:
     mesh = make_mesh(config.devices)
     check_batches(config, mesh)
     with noticing_losses(), Preemption().watch() as preemption:
-        open_workdir(config, workdir)
+        begun_by = open_workdir(config, workdir)
         check_shared(workdir / "config.json")
         if not agree(_is_finished(config, workdir)):
+            if begun_by != __version__:
+                say(
+                    f"warning: {workdir} was begun by dns_jax {begun_by}, this is {__version__}: "
+                    "what is left may draw other batches than it would have"
+                )
             weights = _digest_weights(config)
             clips, waveforms = read_recordings(config, workdir)
             machines = choose_targets(config, clips)

@@ -23,7 +23,7 @@ from noise import BROKEN, LONG, make_config, name_recordings, write_tree
 from safetensors.numpy import save_file
 from sklearn.metrics import recall_score, roc_auc_score
 
-from dns_jax import experiment
+from dns_jax import __version__, experiment
 from dns_jax.config import ConfigError, check_config
 from dns_jax.data.refusals import DataError
 from dns_jax.evaluation import results, tables
@@ -224,6 +224,20 @@ def test_a_finished_run_only_reprints_its_tables_even_without_its_recordings(run
         assert all(str(cell) in printed for cell in (*table.columns, *table.iloc[:, 0]))
     after = [path for path in run.workdir.rglob("*") if path.is_file()]
     assert before == [(path, path.stat().st_mtime_ns) for path in after]
+
+
+def test_what_another_version_left_unfinished_goes_on_with_a_warning(run, tree, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(run.workdir, workdir)
+    file = workdir / "config.json"
+    written = json.loads(file.read_text())
+    written["versions"]["dns_jax"] = "0.1.0"
+    file.write_text(json.dumps(written))
+    experiment.run(make_config(tree), workdir)
+    assert "begun by" not in capsys.readouterr().err
+    (workdir / "table2.csv").unlink()
+    experiment.run(make_config(tree), workdir)
+    assert f"{workdir} was begun by dns_jax 0.1.0, this is {__version__}" in capsys.readouterr().err
 
 
 # The same again
