@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_collections
 
 from dns_jax import __version__
+from dns_jax.data.refusals import ConfigError
 from dns_jax.data.years import YEARS, name_years
 from dns_jax.features import make_front_end
 from dns_jax.files import write_text
@@ -30,10 +31,6 @@ _ONCE = {
     "autoencoder.precision": "float32",
     "serial_oe.precision": "float32",
 }
-
-
-class ConfigError(ValueError):
-    """The call is wrong; the message is one line for the user."""
 
 
 def _is_text(value):

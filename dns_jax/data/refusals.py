@@ -1,4 +1,4 @@
-"""What is said about files that cannot be used."""
+"""What is said about calls that are wrong and files that cannot be used."""
 
 import os
 import zipfile
@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 SKIP_BAD = "--config.data.skip_bad=True"
+
+
+class ConfigError(ValueError):
+    """The call is wrong; the message is one line for the user."""
 
 
 class DataError(ValueError):

@@ -8,7 +8,6 @@ where it was stopped, and does not ask for what is there. Exit status 2 for a mi
 1 for anything else that goes wrong. The recordings are under CC BY-NC-SA 4.0.
 """
 
-import argparse
 import contextlib
 import fcntl
 import functools
@@ -16,7 +15,6 @@ import json
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -24,6 +22,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from dns_jax.commands import make_parser, stop
 from dns_jax.data.archives import open_archive, unpack
 from dns_jax.data.clips import read_clips
 from dns_jax.data.downloads import GO_ON, check_space, count_missing, download, read_url, say
@@ -232,21 +231,10 @@ def _read_labels(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, zipped.read(member)
 
 
-def _stop(message, status):
-    print(f"dns_jax: {message}", file=sys.stderr, flush=True)
-    sys.exit(status)
-
-
 def main(argv: list[str] | None = None, api: str = API) -> None:
     """Run the command; SIGTERM is then taken like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parser = argparse.ArgumentParser(
-        "python -m dns_jax.data.zenodo",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: _stop(message, 2)
+    parser = make_parser("dns_jax.data.zenodo", __doc__)
     parser.add_argument("--dataset", default="dcase2021", choices=DATASETS)
     parser.add_argument("--machines", help="names with commas between them; default: all")
     parser.add_argument("--out", required=True, help="the data directory")
@@ -255,16 +243,16 @@ def main(argv: list[str] | None = None, api: str = API) -> None:
     machines = there if args.machines is None else tuple(dict.fromkeys(args.machines.split(",")))
     for machine in machines:
         if machine not in there:
-            _stop(f"--machines={args.machines}: no {machine!r}; there are {', '.join(there)}", 2)
+            stop(f"--machines={args.machines}: no {machine!r}; there are {', '.join(there)}", 2)
     try:
         clips = fetch_dataset(args.dataset, machines, Path(args.out), api)
     except DataError as error:
-        _stop(error, 1)
+        stop(error, 1)
     except OSError as error:
         where = printable(error.filename or args.out)
-        _stop(f"{where}: {error.strerror or error}; what has come so far is kept, {GO_ON}", 1)
+        stop(f"{where}: {error.strerror or error}; what has come so far is kept, {GO_ON}", 1)
     except KeyboardInterrupt:
-        _stop(f"stopped; {GO_ON}", 1)
+        stop(f"stopped; {GO_ON}", 1)
     for machine, rows in clips.groupby("machine"):
         test = rows[rows["split"] == "test"]
         print(

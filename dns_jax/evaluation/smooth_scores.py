@@ -27,16 +27,15 @@ ASDKit is github.com/TakuyaFujimura/dcase-asd-toolkit, read at ed27d82: `asdkit/
 saves the `extract_items` of `config/extract/main.yaml`, plain arrays; its frontends make `embed`.
 """
 
-import argparse
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 
-from dns_jax.data.refusals import DataError, printable
+from dns_jax.commands import make_parser, say, stop, stopping
+from dns_jax.data.refusals import DataError
 from dns_jax.evaluation.feature_files import CONVERT, list_some, match_rows, read_features
 from dns_jax.evaluation.score_files import read_scores, write_scores
 
@@ -46,31 +45,12 @@ _EXAMPLES = {"scores": "scores.csv", "features": "features.npz", "k": 32, "out":
 def main(argv: Sequence[str] | None = None) -> None:
     """Smooth the score files that the command line names."""
     call = _parse_call(argv)
-    try:
+    with stopping():
         _run(call)
-    except (DataError, OSError) as error:
-        _stop(error, 1)
-    except KeyboardInterrupt:
-        _stop("stopped", 130)
-
-
-def _say(message):
-    print(f"dns_jax: {printable(str(message))}", file=sys.stderr, flush=True)
-
-
-def _stop(message, status):
-    _say(message)
-    sys.exit(status)
 
 
 def _parse_call(argv):
-    parser = argparse.ArgumentParser(
-        "python -m dns_jax.evaluation.smooth_scores",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = lambda message: _stop(message, 2)
+    parser = make_parser("dns_jax.evaluation.smooth_scores", __doc__)
     parser.add_argument("--scores", action="append", metavar="FILE.csv")
     parser.add_argument("--features", metavar="FILE.npz")
     parser.add_argument("--k", metavar="K", type=int)
@@ -122,7 +102,7 @@ def _run(call):
             )
         clip, features = clip[clip >= 0], features[clip >= 0]
     if not 1 <= call.k <= len(clip):
-        _stop(f"--k must be in 1..{len(clip)}, the rows of the pool; it was {call.k}", 2)
+        stop(f"--k must be in 1..{len(clip)}, the rows of the pool; it was {call.k}", 2)
     if 1 < call.k <= (most := np.bincount(clip).max()):
         notes.append(
             f"K = {call.k} rows may all be of one clip, which has up to {most}; "
@@ -140,7 +120,7 @@ def _run(call):
     for out, (names, _) in zip(call.out, files, strict=True):
         write_scores(out, names, [*islice(rest, len(names))])
     for note in notes:
-        _say(note)
+        say(note)
 
 
 def _read_scores(path):
