@@ -32,11 +32,12 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.default import get_config
-from dns_jax.config import check_config, check_recordings, open_workdir
+from dns_jax.config import check_config
 from dns_jax.data.clips import read_clips
 from dns_jax.data.waveforms import open_waveforms
 from dns_jax.files import write_file, write_text
 from dns_jax.recordings import choose_targets, digest_recordings, read_recordings
+from dns_jax.workdir import check_recordings, open_workdir
 
 OURS, COPY = "dns_jax", "copy"
 RIVALS = ("threads", "processes")

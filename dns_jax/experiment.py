@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dns_jax import __version__
-from dns_jax.config import check_config, check_recordings, open_workdir
+from dns_jax.config import check_config
 from dns_jax.data.clips import split_validation
 from dns_jax.data.waveforms import Waveforms, standardise
 from dns_jax.evaluation.protocol import score_systems
@@ -38,6 +38,7 @@ from dns_jax.recordings import choose_targets, digest_recordings, read_recording
 from dns_jax.scoring import Segments, load_segments, save_segments, score_segments
 from dns_jax.tasks import make_autoencoder_task, make_serial_oe_task
 from dns_jax.training import fit
+from dns_jax.workdir import check_recordings, open_workdir
 
 
 def run(config, workdir: Path) -> None:
@@ -71,7 +72,8 @@ def run(config, workdir: Path) -> None:
                 ours = clips[clips["machine"] == machine]
                 for seed in config.seeds:
                     directory = workdir / machine / f"seed_{seed}"
-                    if agree((directory / "selection.json").exists()):
+                    files = "segments.npz", "selection.json"
+                    if agree(all((directory / file).exists() for file in files)):
                         continue
                     where = {"directory": directory, "mesh": mesh, "preemption": preemption}
                     segments = make_segments(config, clips, waveforms, machine, seed, **where)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dns_jax.config import ConfigError
+from dns_jax.data.refusals import ConfigError
 from dns_jax.data.waveforms import Waveforms
 from dns_jax.features import FrontEnd, log_mel
 from dns_jax.parallel import compile_rows, own_rows, place

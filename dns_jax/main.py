@@ -68,8 +68,7 @@ def main(argv: list[str]) -> None:
     from jax.errors import JaxRuntimeError
 
     from dns_jax import compilation, experiment, hosts
-    from dns_jax.config import ConfigError
-    from dns_jax.data.refusals import DataError
+    from dns_jax.data.refusals import ConfigError, DataError
     from dns_jax.training import TrainingError
 
     config = _CONFIG.value

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dns_jax.config import ConfigError
+from dns_jax.data.refusals import ConfigError
 from dns_jax.smoothing import smooth_queries_sweep
 
 AXIS = "data"

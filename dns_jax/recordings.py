@@ -10,10 +10,9 @@ from pathlib import Path
 import jax
 import pandas as pd
 
-from dns_jax.config import ConfigError
 from dns_jax.data.clips import read_clips
 from dns_jax.data.folders import read_folders, read_others
-from dns_jax.data.refusals import DataError, describe_refusals, printable
+from dns_jax.data.refusals import ConfigError, DataError, describe_refusals, printable
 from dns_jax.data.synthetic import write_factory
 from dns_jax.data.waveforms import Waveforms, open_waveforms
 from dns_jax.data.years import YEARS

@@ -11,9 +11,11 @@ import tiny
 from flax import nnx
 
 from configs import default
-from dns_jax.config import ConfigError, check_config, check_recordings, open_workdir
+from dns_jax.config import check_config
+from dns_jax.data.refusals import ConfigError
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.serial_oe import SerialOE
+from dns_jax.workdir import check_recordings, open_workdir
 
 CONFIGS = [
     "configs." + path.stem

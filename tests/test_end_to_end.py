@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 from sklearn.metrics import recall_score, roc_auc_score
 
 from dns_jax import __version__, experiment
-from dns_jax.config import ConfigError, check_config
-from dns_jax.data.refusals import DataError
+from dns_jax.config import check_config
+from dns_jax.data.refusals import ConfigError, DataError
 from dns_jax.evaluation import results, tables
 from dns_jax.evaluation.protocol import score_systems
 from dns_jax.models.efficientnet import EfficientNet

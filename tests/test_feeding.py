@@ -9,8 +9,8 @@ import pytest
 import tiny
 from flax import nnx
 
-from dns_jax.config import ConfigError
 from dns_jax.data.batches import Plan
+from dns_jax.data.refusals import ConfigError
 from dns_jax.data.waveforms import Waveforms, standardise
 from dns_jax.features import make_front_end
 from dns_jax.feeding import open_feed, open_mel_feed

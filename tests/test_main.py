@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from jax.errors import JaxRuntimeError
 
 from dns_jax import compilation, experiment, main
-from dns_jax.config import check_recordings
+from dns_jax.workdir import check_recordings
 
 # ml_collections loads a configuration in a way that Python gives up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")

@@ -13,8 +13,8 @@ import pytest
 import tiny
 from flax import nnx
 
-from dns_jax.config import ConfigError
 from dns_jax.data.batches import Plan
+from dns_jax.data.refusals import ConfigError
 from dns_jax.feeding import Feed
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.batch_norm import BatchNorm

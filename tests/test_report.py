@@ -15,7 +15,8 @@ import soundfile
 from noise import RATE, make_config, write_tree
 
 from dns_jax import experiment
-from dns_jax.config import ConfigError, check_config
+from dns_jax.config import check_config
+from dns_jax.data.refusals import ConfigError
 from dns_jax.evaluation import drawing
 from dns_jax.evaluation.report import write_report
 from dns_jax.recordings import read_recordings

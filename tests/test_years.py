@@ -18,9 +18,9 @@ from sklearn.metrics import roc_auc_score
 
 from configs import dcase
 from dns_jax import experiment
-from dns_jax.config import ConfigError, check_config
+from dns_jax.config import check_config
 from dns_jax.data.clips import read_clips, split_validation
-from dns_jax.data.refusals import DataError
+from dns_jax.data.refusals import ConfigError, DataError
 from dns_jax.data.years import YEARS, name_years
 from dns_jax.evaluation.protocol import score_systems
 from dns_jax.evaluation.results import _is_dcase2021
