@@ -113,7 +113,8 @@ def _compute_in_blocks(compute, segments, front_end):
     rows = max(1, BLOCK // (front_end.count_frames(samples) * front_end.window))
 
     def compute_blocks(segments):
-        if len(segments) <= rows:
+        count = segments.shape[0]
+        if not isinstance(count, int) or count <= rows:  # `jax.export` for any number: at once
             return compute(segments, GROUP)
         return jax.lax.map(lambda segment: compute(segment, GROUP), segments, batch_size=rows)
 

@@ -226,7 +226,8 @@ def _smooth_queries(name, ks, queries, pool, candidates, axis=()):
                 f"query_{part} and pool_{part} may differ in their rows only; "
                 f"their shapes were {of_queries} and {of_pool}"
             )
-    candidates = as_mask(candidates, len(pool.features), "pool_features")
-    rows = len(pool.features) * jax.lax.axis_size(axis)
+    rows = pool.features.shape[0]
+    candidates = as_mask(candidates, rows, "pool_features")
+    rows *= jax.lax.axis_size(axis)
     check_ks(name, ks, rows + 1, f"the {rows} rows of pool_features and the query itself")
     return smooth_rows(queries, pool, candidates, ks, axis=axis)

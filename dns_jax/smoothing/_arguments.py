@@ -31,7 +31,7 @@ def _check_array(name, x, kinds, axes, rows=None, of=None):
     if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise TypeError(f"{name} must be of type {expected}; its dtype was {x.dtype}")
-    if x.ndim not in axes or rows not in (None, len(x)):
+    if x.ndim not in axes or rows not in (None, x.shape[0]):
         expected = " or ".join(axes.values()) + (f", with the {rows} rows of {of}" if of else "")
         raise ValueError(f"{name} must be {expected}; its shape was {x.shape}")
     return x
@@ -40,7 +40,7 @@ def _check_array(name, x, kinds, axes, rows=None, of=None):
 def as_rows(prefix, scores, features, groups, dtype):
     name = f"{prefix}features"
     features = _check_array(name, features, _REAL, {2: "[rows, dimensions]"})
-    rows = len(features)
+    rows = features.shape[0]
     axes = {1: "[rows]", 2: "[rows, columns]"}
     scores = _check_array(f"{prefix}scores", scores, _REAL, axes, rows, name)
     if groups is not None:

@@ -27,7 +27,7 @@ def sum_by_rank(pool, usable, ks, within, axis):
     half_norms = jnp.square(pool.features).sum(axis=1) / 2
     # Never -0, which top_k would rank below an equal 0.
     offsets = jnp.where(half_norms > 0, -half_norms, 0)
-    rows, most = len(usable), max(ks) - 1
+    rows, most = usable.shape[0], max(ks) - 1
 
     def gather(x):  # of all shards, in their order
         return (

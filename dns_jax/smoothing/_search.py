@@ -18,14 +18,19 @@ FORMS = {"cpu": sum_by_count, "default": sum_by_rank}
 
 def smooth_rows(queries, pool, candidates, ks, within=False, axis=()):
     """Choose the blocks. `within`: query i is row i of the pool, and no neighbour of itself."""
-    row = pool.features.dtype.itemsize * max(1, len(pool.features))
+    size, rows = queries.features.shape[0], pool.features.shape[0]
+    if not isinstance(size, int) or not isinstance(rows, int):
+        # `jax.export` for any number of rows; counting divides them up.
+        forms = (("default", sum_by_rank, QUERIES),)
+        return _smooth_by_platform(queries, pool, candidates, forms, ks, within, axis)
+    row = pool.features.dtype.itemsize * max(1, rows)
     columns = math.prod(pool.scores.shape[1:])
     ranked = 3 * row + 4 * pool.features.dtype.itemsize * columns * max(ks)
     fitting = {
         sum_by_rank: BLOCK_BYTES // ranked,
         sum_by_count: min(QUERIES, BLOCK_BYTES // (2 * row)),
     }
-    size = max(1, len(queries.features))
+    size = max(1, size)
     forms = []
     for platform, form in FORMS.items():
         most = max(1, fitting[form])
@@ -60,7 +65,7 @@ def _smooth_blocks(queries, pool, candidates, form, block, ks, within, axis):
         counted = jnp.minimum(np.array(ks)[:, None], 1 + found)
         return (scores + sums) / counted.reshape(counted.shape + (1,) * (scores.ndim - 1))
 
-    size = len(defined)
+    size = defined.shape[0]
     blocks = -(-size // max(1, block))
 
     def divide(x):
