@@ -1,5 +1,6 @@
 """What every test shares: eight virtual CPU devices, and where the real recordings lie."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -42,3 +43,13 @@ def finished_run(small_call, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished_run")
     Processes(*small_call, f"--workdir={folder}/run", devices=2, folder=folder).finish()
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def smoothing_run(finished_run, tmp_path_factory):
+    """A copy of the workdir, in which the fan's K is 6 and Data is all."""
+    workdir = shutil.copytree(finished_run, tmp_path_factory.mktemp("smoothing_run") / "run")
+    file = workdir / "fan/seed_0/selection.json"
+    choice = {"size": 6, "data": "all", "how": "validation"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"proposed": choice}))
+    return workdir
