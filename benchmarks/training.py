@@ -323,9 +323,8 @@ def _follow(name, program, state, steps, per_epoch):
         for first, count, batches in ahead:
             state, loss = program.run(state, batches, first, count)
             jax.block_until_ready(before)
+            ahead.pace(first)
             before, programs = loss, programs + 1
-            if (first + count) % per_epoch == 0:
-                ahead.pace(first + count)
         jax.block_until_ready(loss)
         total = time.monotonic() - began
     return (
