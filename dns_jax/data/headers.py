@@ -83,7 +83,7 @@ def read_recording(path: str, wanted: Wanted, kind: np.dtype) -> Recording:
       NeedsFloat: int16 does not hold its samples.
       OSError: the file cannot be read.
     """
-    _check_container(path)
+    check_container(path)
     try:
         with soundfile.SoundFile(path) as sound:
             _check_header(sound, wanted)
@@ -190,7 +190,8 @@ def _describe(samples: np.ndarray) -> str:
     return CLIPPED.format(flat) if flat >= 0.001 else ""
 
 
-def _check_container(path: str) -> None:
+def check_container(path: str) -> None:
+    """Raise Unusable for what is no WAV or FLAC file, or holds less than a WAV header promises."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
