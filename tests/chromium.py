@@ -4,12 +4,12 @@ Chromium is Debian's package `chromium`; nothing is fetched.
 """
 
 import base64
-import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +20,16 @@ _FLAGS = (
     *("--mute-audio", "--remote-debugging-pipe"),
 )
 
+# Chromium reads its commands from 3 and answers on 4. By way of numbers that are free: the pipes
+# may have these two, or any other. In a process of its own, since JAX forbids to fork.
+_CONNECT = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 class Page:
     """One page; `complaints` collects what its console says, errors and failed requests."""
@@ -28,18 +38,11 @@ class Page:
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
 
-        def connect():  # Chromium reads its commands from 3 and answers on 4
-            # By way of numbers that are free: the pipes may have these two, or any other.
-            commands, answers = (
-                fcntl.fcntl(n, fcntl.F_DUPFD, 10) for n in (to_browser, from_browser)
-            )
-            os.dup2(commands, 3)
-            os.dup2(answers, 4)
-
+        pipes = to_browser, from_browser
+        browser = BROWSER, *_FLAGS, f"--user-data-dir={folder / 'chromium'}", "about:blank"
         self._process = subprocess.Popen(
-            [BROWSER, *_FLAGS, f"--user-data-dir={folder / 'chromium'}", "about:blank"],
-            preexec_fn=connect,
-            close_fds=False,
+            [sys.executable, "-c", _CONNECT, *map(str, pipes), *browser],
+            pass_fds=pipes,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
