@@ -90,7 +90,7 @@ def measure_latency(rows: int, recordings: int) -> None:
     """Print the percentiles of every part."""
     detector, folder = build_detector(rows)
     (known,) = detector._machines.values()
-    rng, times = np.random.default_rng(1), collections.defaultdict(list)
+    rng, times, memory = np.random.default_rng(1), collections.defaultdict(list), []
     for number in range(recordings + 2):
         path = folder / f"section_00_source_test_{number:04d}.wav"
         soundfile.write(path, rng.normal(0, 0.1, RATE * SECONDS), RATE, "PCM_16")
@@ -106,6 +106,7 @@ def measure_latency(rows: int, recordings: int) -> None:
         detector.append(judgement, path=str(path), arrived=float(number))
         marks.append(time.perf_counter())
         path.unlink()
+        memory.append(read_memory(os.getpid()))
         parts = ("read and check", "networks", "smooth", "all of `score`", "append")
         if number >= 2:  # after compiling
             for part, seconds in zip(parts, np.diff(marks), strict=True):
@@ -115,7 +116,11 @@ def measure_latency(rows: int, recordings: int) -> None:
     for part, values in times.items():
         numbers = [*np.percentile(values, (50, 95, 99)), max(values)]
         print(f"| {part} | " + " | ".join(f"{x:.1f}" for x in numbers) + " |")
-    print(f"B0, {recordings} recordings, F of {rows:,} rows, K = 32, {os.cpu_count()} CPUs")
+    begun = memory[len(memory) // 10]
+    print(
+        f"B0, {recordings} recordings, F of {rows:,} rows, K = 32, {os.cpu_count()} CPUs; "
+        f"{begun:.0f} MiB after the first tenth, {memory[-1]:.0f} at the end"
+    )
 
 
 def read_memory(pid: int) -> float:
