@@ -16,7 +16,9 @@ import numpy as np
 import soundfile
 
 from dns_jax.data.headers import NeedsFloat, Wanted, read_recording
+from dns_jax.data.names import parse_name
 from dns_jax.data.refusals import DataError
+from dns_jax.data.years import YEARS
 from dns_jax.operation.recording import Recording
 from dns_jax.operation.store import Store
 
@@ -75,6 +77,8 @@ class FakeDetector:
             recording = read_recording(path, WANTED, np.dtype(np.int16))
         except NeedsFloat:
             recording = read_recording(path, WANTED, np.dtype(np.float32))
+        said = parse_name(os.path.basename(path), YEARS[2021])
+        section, domain = said.get("section", section), said.get("domain") or domain
         if section not in self.machines[machine]:
             raise DataError(f"{os.path.basename(path)} is of section {section}")
         samples = recording.samples
@@ -111,7 +115,7 @@ class FakeDetector:
         held = Held(id_, r.clip, r.section, r.domain, r.path, r.arrived, score, THRESHOLD)
         self._held[id_] = r.machine, held
 
-    def recordings(self, machine):
+    def recordings(self, machine, pause=lambda: None):
         return [held for name, held in self._held.values() if name == machine]
 
     def results(self):

@@ -14,9 +14,10 @@ from dns_jax import smooth_queries
 from dns_jax.data.headers import Unusable
 from dns_jax.data.refusals import ConfigError, DataError
 from dns_jax.evaluation.score_files import fit_threshold
+from dns_jax.operation import machine
 from dns_jax.operation.detector import Detector
 from dns_jax.operation.pool import NeighborPool
-from dns_jax.scoring import load_segments
+from dns_jax.scoring import load_segments, save_segments
 
 RATE = 4000  # Hz
 
@@ -117,6 +118,23 @@ def test_a_test_recording_of_the_run_is_not_its_own_neighbour(
     np.testing.assert_allclose(judgement.scores, expected, rtol=1e-5)
     assert path.name not in dict(judgement.neighbors)
     assert detector.append(judgement) is None
+
+
+def test_a_test_recording_in_a_folder_of_its_own_is_not_its_own_neighbour(
+    workdir, segments, recordings, tmp_path
+):
+    named = workdir.parent / "in_folders"
+    shutil.copytree(workdir, named)
+    tested = segments.split == "test"
+    clip = np.where(tested, np.char.add("sub/", segments.clip), segments.clip)
+    save_segments(named / "fan/seed_0/segments.npz", segments._replace(clip=clip))
+    with Detector.load(named) as detector:
+        judgement = detector.score(recordings[3])
+        assert f"sub/{recordings[3].name}" not in dict(judgement.neighbors)
+        assert detector.append(judgement) is None
+        other = change(recordings[4], tmp_path, 1, recordings[3].name)
+        assert detector.append(detector.score(other)) is not None
+    shutil.rmtree(named)
 
 
 def test_the_threshold_is_fitted_on_training_recordings_smoothed_by_f(
@@ -321,3 +339,16 @@ def test_what_is_no_file_is_refused_without_waiting(detector, tmp_path):
         detector.score(tmp_path / "pipe.wav", section=0)
     with pytest.raises(FileNotFoundError):
         detector.score(tmp_path / "gone.wav", section=0)
+
+
+def test_what_is_too_long_for_the_memory_is_refused_before_it_is_read(
+    detector, tmp_path, monkeypatch
+):
+    soundfile.write(tmp_path / "long.wav", np.zeros(RATE * 4), RATE)
+    monkeypatch.setattr(machine, "LONGEST", 3)
+    with pytest.raises(Unusable, match="4 s long; more than 3 s are not held in memory"):
+        detector.score(tmp_path / "long.wav", section=0)
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.wav")
+    shutil.copy(tmp_path / "long.wav", bad)
+    with pytest.raises(Unusable, match="name: not valid UTF-8"):
+        detector.score(bad, section=0)

@@ -22,12 +22,14 @@ import pytest
 from fake_detector import FakeDetector, write_sound
 
 from dns_jax.data.headers import Unusable, Wanted
+from dns_jax.data.names import parse_name
 from dns_jax.data.refusals import DataError
+from dns_jax.data.years import YEARS
 from dns_jax.operation import loop as loop_module
 from dns_jax.operation import monitor
 from dns_jax.operation.board import Board
 from dns_jax.operation.ledger import Ledger
-from dns_jax.operation.loop import Loop, parse_name
+from dns_jax.operation.loop import Loop
 from dns_jax.operation.watching import Watcher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,9 +189,9 @@ def test_one_machine_may_be_said_for_all(place):
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("clip", "expected"),
     [
-        ("/x/section_03_target_train_normal_0001.wav", (3, "target")),
+        ("section_03_target_train_normal_0001.wav", (3, "target")),
         ("section_00_source_x.flac", (0, "source")),
         ("section_123_0000.wav", (123, None)),
         ("section_0_source_x.wav", (None, None)),
@@ -198,8 +200,37 @@ def test_one_machine_may_be_said_for_all(place):
         ("section_00.wav", (None, None)),
     ],
 )
-def test_section_and_domain_are_what_the_name_says(path, expected):
-    assert parse_name(path) == expected
+def test_section_and_domain_are_what_the_name_says(clip, expected):
+    said = parse_name(clip, YEARS[2021])
+    assert (said.get("section"), said.get("domain")) == expected
+
+
+def test_what_was_refused_for_want_of_a_machine_is_scored_by_a_call_that_names_it(place):
+    place.put(NAME.format("a"), 0)
+    place.run()
+    assert place.names("refused") == [NAME.format("a")]
+    place.run(machine="fan")
+    assert place.names("scored") == [NAME.format("a")]
+
+
+def test_a_stop_ends_a_long_search_of_F(place):
+    put_some(place)
+    place.run()
+
+    def search(machine, pause):
+        place.searches += 1
+        loop.stopping = True  # a signal comes meanwhile
+        pause()
+        raise AssertionError("the search went on")
+
+    def change(changed):
+        nonlocal loop
+        loop, place.searches = changed, 0
+        loop.detector.recordings = search
+
+    loop = None
+    place.run(change=change)
+    assert place.searches == 2  # one when it began, one that did not begin at the end
 
 
 def test_the_same_samples_count_once(place):

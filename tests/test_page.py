@@ -352,7 +352,10 @@ def test_a_request_that_is_too_long_is_refused(site):
 
 @pytest.mark.parametrize(
     "data",
-    [b"\r\n\r\n", b"\0\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / x\r\n\r\n"],
+    [
+        *(b"\r\n\r\n", b"\0\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"),
+        *(b"GET / x\r\n\r\n", b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    ],
 )
 def test_nonsense_is_answered_or_dropped_and_the_page_lives(site, data):
     answer = site.ask_raw(data)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,26 @@ def test_a_reader_needs_a_file(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         open_store(tmp_path / "F.sqlite", writable=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_recordings_without_features_come_back(tmp_path):
+    path, recording = tmp_path / "F.sqlite", make_recording(0, features=np.zeros((3, 0), "<f4"))
+    for _ in range(2):  # the second time it is there
+        with closing(Store(path, "networks 1", 0)) as store:
+            store.add(recording)
+            ((_, held),) = store.read()
+            assert store.notice == ""
+            assert held.features.shape == (3, 0)
+            np.testing.assert_array_equal(held.scores, recording.scores)
+
+
+def test_a_reader_may_know_a_part_of_the_networks(tmp_path):
+    path = tmp_path / "F.sqlite"
+    Store(path, "fan 1, pump 2, begun with test", D).close()
+    Store(path, "pump 2", D, writable=False).close()
+    for options in ({"identity": "pump 3", "writable": False}, {"identity": "pump 2"}):
+        with pytest.raises(DataError, match="other networks"):
+            Store(path, dimensions=D, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"writable": False}])

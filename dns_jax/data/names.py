@@ -1,11 +1,14 @@
 """What the name of a clip says, by the grammar of its year, and nothing made up."""
 
+import re
 from pathlib import Path
 
 from dns_jax.data.years import Year
 
 UNKNOWN = -1  # the label of a clip of which nobody says whether it is normal (0) or anomalous (1)
 RECORDINGS = (".wav", ".flac")
+
+_PREFIX = re.compile(r"section_(\d\d|[1-9]\d{2,})_(?:(source|target)_)?", re.ASCII)
 
 
 def parse_stem(stem: str, year: Year) -> dict | None:
@@ -25,6 +28,17 @@ def parse_stem(stem: str, year: Year) -> dict | None:
         "label": UNKNOWN if label is None else int(label == "anomaly"),
         "attributes": said.get("attributes") or "",
     }
+
+
+def parse_name(clip: str, year: Year) -> dict:
+    """Return what the name of a new recording says, {} if nothing.
+
+    A name of the year's grammar, or one that begins as those of 2021 do: section_00_source_...
+    """
+    if said := parse_stem(get_stem(clip), year):
+        return said
+    match = _PREFIX.match(clip)
+    return {"section": int(match[1]), "domain": match[2]} if match else {}
 
 
 def get_stem(name: str) -> str:

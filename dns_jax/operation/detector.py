@@ -11,7 +11,8 @@ the test segments with their own windows among them.)
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +41,13 @@ class Judgement(NamedTuple):
       threshold: above which a recording of this section is called anomalous.
       anomalous: whether it is.
       k: K of eq. 7, at most a fifth of F.
-      behind: how many neighbours stood behind the score, the mean over the segments.
+      behind: the least number of neighbours that stood behind a segment's score.
       neighbors: (recording, its share of all neighbours), the largest share first.
       note: what is remarkable about the samples, "" if nothing.
       digest: of the samples, or the name of the test recording of the run that it is.
       starts: f32[segments], s.
       ae_scores: f32[segments], a_G.
-      scores: f32[segments], a_prop.
+      scores: f64[segments], a_prop; [1] where recordings are smoothed as a whole.
       features: f32[segments, D], f_D.
     """
 
@@ -60,7 +61,7 @@ class Judgement(NamedTuple):
     threshold: float
     anomalous: bool
     k: int
-    behind: float
+    behind: int
     neighbors: tuple[tuple[str, float], ...]
     note: str
     digest: str
@@ -126,7 +127,7 @@ class Detector:
         self.machines = {name: machine.sections for name, machine in self._machines.items()}
         settings = {name: _make_setting(m.trained, capped) for name, m in self._machines.items()}
         dimensions = trained[0].segments.feature.shape[1]
-        identity = f"{_digest_weights(trained)}, begun with {begin}"
+        identity = _digest_weights(trained) + (f", begun with {begin}" if writable else "")
         self.pool = NeighborPool(store, settings, dimensions, identity=identity, writable=writable)
         self.notice = self.pool.notice
         try:
@@ -240,14 +241,19 @@ class Detector:
         )
 
     def append(
-        self, judgement: Judgement, *, path: str = "", arrived: float = 0.0, result: str = "{}"
+        self,
+        judgement: Judgement,
+        *,
+        path: str = "",
+        arrived: float | None = None,
+        result: str = "{}",
     ) -> int | None:
         """Put a judged recording into F.
 
         Args:
           judgement: of `score`.
           path: where the file lies.
-          arrived: s since 1970.
+          arrived: s since 1970; None: now.
           result: JSON that is kept with it.
 
         Returns:
@@ -264,7 +270,7 @@ class Detector:
                 clip=judgement.clip,
                 path=path,
                 digest=judgement.digest,
-                arrived=arrived,
+                arrived=time.time() if arrived is None else arrived,
                 seconds=judgement.seconds,
                 scores=judgement.ae_scores,
                 features=judgement.features,
@@ -280,12 +286,17 @@ class Detector:
         self._changes += len(gone)
         return gone
 
-    def recordings(self, machine: str) -> list[Held]:
-        """Return all recordings of F of a machine, with their scores as they are now."""
+    def recordings(self, machine: str, pause: Callable = lambda: None) -> list[Held]:
+        """Return all recordings of F of a machine, with their scores as they are now.
+
+        Args:
+          machine: its name.
+          pause: called again and again while F is searched; may raise to stop.
+        """
         held = []
-        for i, score, behind in zip(*self.pool.refresh(machine), strict=True):
+        for i, score, behind in zip(*self.pool.refresh(machine, pause), strict=True):
             entry = self.pool.entries[int(i)]
-            threshold = self.find_threshold(machine, entry.section)
+            threshold = self.find_threshold(machine, entry.section, pause)
             held.append(
                 Held(
                     id=int(i),
@@ -306,12 +317,18 @@ class Detector:
         """Yield id and `result` of all recordings in the file of F."""
         return self.pool.results()
 
-    def find_threshold(self, machine: str, section: int) -> float:
-        """Return the threshold of a section, found anew when F has changed by a hundredth."""
+    def find_threshold(self, machine: str, section: int, pause: Callable = lambda: None) -> float:
+        """Return the threshold of a section, found anew when F has changed by a hundredth.
+
+        Args:
+          machine: its name.
+          section: one of its sections.
+          pause: as that of `recordings`.
+        """
         known = self._machines[machine]
         k = self.pool.list_k(machine)
         if k != known.fitted_k or self._changes - known.fitted_at > 0.01 * len(self.pool):
-            smoothed = self.pool.smooth_references(machine)
+            smoothed = self.pool.smooth_references(machine, pause)
             for number, clips in known.training.items():
                 known.thresholds[number], _ = fit_threshold(
                     [smoothed[clip] for clip in clips],

@@ -114,7 +114,7 @@ class Ledger:
                 end += len(line)
                 if entry is None:
                     bad += 1
-                else:
+                elif entry.get("machine") != "":  # another call may know of which machine it is
                     self._learn(entry)
         if bad:
             self.notices.append(

@@ -8,7 +8,6 @@ stands still and says so. What waits lies on the disk and is counted, nothing of
 """
 
 import os
-import re
 import sqlite3
 import time
 from collections import deque
@@ -30,7 +29,6 @@ SHOW = 2.0  # s between two refreshments of what is shown
 TABLE = 5.0  # s between two writings of the table
 CROWD = 100  # recordings waiting that are worth a line
 _SHARE = 20  # what takes long in a large folder or F takes at most one part in so many of the time
-_NAME = re.compile(r"section_(\d\d|[1-9]\d{2,})_(?:(source|target)_)?", re.ASCII)
 
 
 class Stopped(Exception):
@@ -115,7 +113,8 @@ class Loop:
         """
         with suppress(Stopped):
             self._work()
-        self._refresh()
+        with suppress(Stopped):
+            self._refresh()
         self._write_table()
 
     def _work(self):
@@ -215,16 +214,15 @@ class Loop:
 
     def _score(self, found, machine):
         """The judgement of a recording, and why there is none."""
-        section, domain = parse_name(found.path)
         try:
-            judgement = self.detector.score(
-                found.path, machine=machine, section=section, domain=domain
-            )
+            judgement = self.detector.score(found.path, machine=machine)
+        except MemoryError:
+            return None, "takes more memory than there is"
         except Unusable as error:
             return None, error.reason
         except DataError as error:
             return None, str(error)
-        except (OSError, MemoryError, RuntimeError):
+        except (OSError, RuntimeError):
             raise  # which another recording might not have fared better with
         except Exception as error:  # whatever a file may hold, the next one is not to suffer
             return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -302,12 +300,17 @@ class Loop:
                 self._show(str(error))  # it is tried again the next time
         files = {}
         for machine in self.detector.machines:
-            there = self.detector.recordings(machine)
+            there = self.detector.recordings(machine, self._pause)
             held = sorted((one for one in there if one.id in self._files), key=lambda one: one.id)
             rows = [_make_row(machine, one, *self._files[one.id]) for one in held[-LAST:]]
             files |= {row.id: (row.size, row.mtime_ns) for row in rows}
             self.board.show(machine, rows, len(there))
         self._files, self._shown, self._tabled = files, True, False
+
+    def _pause(self):
+        """Let a long search of F end when the loop is to end; the next start goes on with it."""
+        if self.stopping:
+            raise Stopped
 
     def _write_table(self):
         if self._tabled:
@@ -325,12 +328,6 @@ class Loop:
     def _show(self, message):
         self._say(message)
         self.board.tell(printable(message))
-
-
-def parse_name(path: str) -> tuple[int | None, str | None]:
-    """Return section and domain as far as the name of a recording says them."""
-    match = _NAME.match(os.path.basename(path))
-    return (int(match[1]), match[2]) if match else (None, None)
 
 
 def _find_cause(error):

@@ -6,26 +6,30 @@ placed by f_D, with the same results.
 
 import os
 import stat
+from contextlib import suppress
 
 import jax
 import numpy as np
+import soundfile
 
 from dns_jax.data.headers import (
     NeedsFloat,
     Recording,
     Unusable,
     Wanted,
+    check_container,
     check_length,
     read_recording,
     take_samples,
 )
-from dns_jax.data.names import get_stem, parse_stem
+from dns_jax.data.names import parse_name
 from dns_jax.data.refusals import DataError, printable
 from dns_jax.data.years import YEARS
 from dns_jax.operation.trained import Trained
 from dns_jax.scoring import cut_segments, split_networks
 
 BATCH = 8  # segments at a time: a recording of 10 s has seven
+LONGEST = 3600  # s; 11 MiB a minute while it is standardised
 
 
 def name_tested(clip: str) -> str:
@@ -56,7 +60,9 @@ class Machine:
         tested = trained.segments.select(trained.segments.split == "test")
         clips, first = np.unique(tested.clip, return_inverse=True)
         means = np.bincount(first, tested.ae_score) / np.bincount(first)
-        self.tested = dict(zip(clips.tolist(), means.tolist(), strict=True))
+        self.tested: dict[str, list[tuple[str, float]]] = {}  # by the last part of the name
+        for clip, mean in zip(clips.tolist(), means.tolist(), strict=True):
+            self.tested.setdefault(os.path.basename(clip), []).append((clip, mean))
         score, self.state = split_networks(trained.autoencoder, trained.serial_oe)
         self.score = jax.jit(score)
         # By section; found when K and the number of changes of F were these.
@@ -70,12 +76,21 @@ class Machine:
           Unusable: it cannot be used, and why.
           OSError: the file cannot be read.
         """
+        path = os.fspath(path)
+        if any("\ud800" <= c <= "\udfff" for c in path):
+            raise Unusable("name: not valid UTF-8")
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
             raise Unusable("not a regular file")
+        check_container(path)
+        with suppress(soundfile.LibsndfileError):  # which reading explains
+            if (seconds := soundfile.info(path).duration) > LONGEST:
+                raise Unusable(
+                    f"{seconds:.0f} s long; more than {LONGEST} s are not held in memory: cut it"
+                )
         try:
-            return read_recording(os.fspath(path), self.wanted, np.dtype(np.int16))
+            return read_recording(path, self.wanted, np.dtype(np.int16))
         except NeedsFloat:
-            return read_recording(os.fspath(path), self.wanted, np.dtype(np.float32))
+            return read_recording(path, self.wanted, np.dtype(np.float32))
 
     def take(self, samples: np.ndarray, rate: int) -> Recording:
         """Take samples for a recording.
@@ -103,7 +118,8 @@ class Machine:
 
     def tell(self, clip: str, section: int | None, domain: str | None) -> tuple[int, str]:
         """Return section and domain: as they are given, or as the name says."""
-        said = parse_stem(get_stem(clip), self.year) or {}
+        # Runs on two folders (`data.normal`) have learned nothing from names.
+        said = {} if self.trained.config.data.normal else parse_name(clip, self.year)
         section = said.get("section") if section is None else section
         if section is None and len(self.sections) == 1:
             (section,) = self.sections
@@ -117,13 +133,14 @@ class Machine:
         domain = domain or said.get("domain") or "source"
         if domain not in ("source", "target"):
             raise DataError(f"domain {domain!r}: it may be source or target")
-        return section, domain
+        return int(section), domain
 
     def find_tested(self, clip: str, a_g: np.ndarray) -> str | None:
         """Return how F knows the test recording of the run that this is, by name and a_G."""
-        known = self.tested.get(clip)
-        same = known is not None and np.allclose(known, np.mean(a_g), rtol=1e-4)
-        return name_tested(clip) if same else None
+        for tested, mean in self.tested.get(clip, ()):
+            if np.allclose(mean, np.mean(a_g), rtol=1e-4):
+                return name_tested(tested)
+        return None
 
     def compute(self, recording: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return start f32[segments] (s), a_G f32[segments] and f_D f32[segments, D]."""

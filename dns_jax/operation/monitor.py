@@ -2,8 +2,9 @@ r"""The operating phase: score the recordings that land in a folder, one after a
 
     python -m dns_jax.operation.monitor --workdir=runs/fan --watch=DIR --machine=fan
 
-The workdir is that of a finished run. Without --machine the first folder below DIR names the
-machine. Section and domain are read from names like the challenge's (section_00_source_...).
+The workdir is that of a finished run. If it has several machines, the first folder below DIR names
+that of a recording, unless --machine does. Section and domain are read from names like the
+challenge's (section_00_source_...). A monitor for each machine needs an --out for each.
 
 In --out (default: <workdir>/operation): `pool.sqlite` (F), `ledger.jsonl` (a line about everything
 that happened) and `ranking.csv` (the latest recordings, the most suspicious first, by their scores
@@ -65,7 +66,12 @@ def _parse_call(argv):
     parser.add_argument(
         "--keep", type=int, metavar="N", help="recordings of a machine, section and domain in F"
     )
-    parser.add_argument("--older-than", type=float, metavar="HOURS", help="leave F after so long")
+    parser.add_argument(
+        "--older-than",
+        type=float,
+        metavar="HOURS",
+        help="of operation after which recordings leave F; a pause counts as a tenth at most",
+    )
     parser.add_argument(
         "--settle",
         type=float,
@@ -113,7 +119,8 @@ def _run(call):
         ledger = opened.enter_context(closing(Ledger(out / "ledger.jsonl")))
         for part in out.glob(".ranking.csv.*.part"):  # of one that was killed
             part.unlink(missing_ok=True)
-        board = Board(list(detector.machines))
+        machines = list(detector.machines)
+        board = Board(machines)
         loop = Loop(
             detector,
             Watcher(call.watch, ledger.known, settle=call.settle),
@@ -121,7 +128,7 @@ def _run(call):
             board,
             out / "ranking.csv",
             _say,
-            machine=call.machine,
+            machine=machines[0] if len(machines) == 1 else None,
             limits={name: limit for name, limit in limits.items() if limit is not None},
             once=call.once,
         )

@@ -152,7 +152,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         """Answer GET, and HEAD without what it is about."""
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError:
+            self.send_error(400)
+            return
         if not self._is_ours():
             self.send_error(421)
         elif self.server.token and not self._has_token(address.query):

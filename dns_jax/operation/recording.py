@@ -112,7 +112,7 @@ def unpack(fields: Sequence, segments: Sequence[tuple], dimensions: int) -> Reco
     try:
         numbers, scores, features = zip(*segments, strict=True)
         scores = np.array([math.nan if x is None else x for x in scores], "<f4")
-        features = np.frombuffer(b"".join(features), "<f4").reshape(-1, dimensions)
+        features = np.frombuffer(b"".join(features), "<f4").reshape(len(scores), dimensions)
         whole = numbers == tuple(range(fields[-1])) and len(features) == len(numbers)
         whole &= checksum == _sum(tuple(fields), scores, features)
     except (TypeError, ValueError, OverflowError):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dns_jax.commands import make_parser, say, stopping
 from dns_jax.data.headers import Unusable
-from dns_jax.data.refusals import DataError, printable
+from dns_jax.data.refusals import ConfigError, DataError, printable
 
 COLUMNS = (
     "file machine section domain anomalous score threshold ae_score k behind seconds note".split()
@@ -62,7 +62,7 @@ def _score(call):
     compilation.keep_programs()
     failed = 0
     if call.format == "csv":
-        csv.writer(sys.stdout).writerow(COLUMNS)
+        print(",".join(COLUMNS))
     with Detector.load(
         Path(call.workdir),
         machine=call.machine,
@@ -71,6 +71,8 @@ def _score(call):
         writable=False,
         begin=call.begin,
     ) as detector:
+        if call.machine is None and len(detector.machines) > 1:
+            raise ConfigError(f"--machine is missing; there are {', '.join(detector.machines)}")
         for file in call.files:
             try:
                 judgement = detector.score(

@@ -63,7 +63,8 @@ class Store:
 
     Args:
       path: of the file; a writer makes it where there is none.
-      identity: of the networks, in the words that a user is told.
+      identity: of the networks, in the words that a user is told; of a reader some of the parts
+        (with commas between them) that the writer had.
       dimensions: D.
       writable: whether to be the one writer.
 
@@ -224,7 +225,11 @@ class Store:
 
     def _check_meta(self, meta):
         for key, ours in (("identity", self.identity), ("dimensions", str(self.dimensions))):
-            if meta.get(key) != ours:
+            theirs = meta.get(key, "")
+            # A reader may know less than what is there.
+            if ours != theirs and (
+                self.writable or not {*ours.split(", ")} <= {*theirs.split(", ")}
+            ):
                 raise DataError(
                     f"{printable(self.path)} was filled by other networks ({key} {meta.get(key)!r},"
                     f" here {ours!r}); move it away or give another name, and F begins anew"
