@@ -12,6 +12,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dns_jax_compi
 
 from pathlib import Path
 
+import chromium
 import pytest
 from processes import Processes, write_small_run
 
@@ -53,3 +54,13 @@ def smoothing_run(finished_run, tmp_path_factory):
     choice = {"size": 6, "data": "all", "how": "validation"}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"proposed": choice}))
     return workdir
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A page in headless Chromium."""
+    if not chromium.BROWSER:
+        pytest.skip("needs Debian's package chromium")
+    page = chromium.Page(tmp_path_factory.mktemp("browser"))
+    yield page
+    page.close()

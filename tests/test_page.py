@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 
-import chromium
 import pytest
 from fake_detector import write_sound
 from hypothesis import given, settings
@@ -566,15 +565,6 @@ def test_the_metrics_keep_the_rules_of_the_text_format(site, folder):
 
 
 # --- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not chromium.BROWSER:
-        pytest.skip("needs Debian's package chromium")
-    page = chromium.Page(tmp_path_factory.mktemp("browser"))
-    yield page
-    page.close()
 
 
 def go(browser, url, width=1200):

@@ -7,7 +7,6 @@ import shutil
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
-import chromium
 import numpy as np
 import pandas as pd
 import pytest
@@ -108,15 +107,6 @@ def smoothed_folders(folders):
     for file in folders.glob("other*.wav"):
         shutil.move(file, folders / "others")
     return run_on_folders(folders, folders / "run", **{"data.others": str(folders / "others")})
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not chromium.BROWSER:
-        pytest.skip("needs Debian's package chromium")
-    page = chromium.Page(tmp_path_factory.mktemp("browser"))
-    yield page
-    page.close()
 
 
 # What stands in it
