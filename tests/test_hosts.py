@@ -119,7 +119,7 @@ def find_metrics(workdir):
     return workdir / "fan" / "seed_0" / "ae" / "metrics.jsonl"
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_sigterm_saves_and_exits_0_and_the_next_start_goes_on(
     small_call, finished_run, tmp_path, count
 ):
@@ -138,7 +138,7 @@ def test_sigterm_saves_and_exits_0_and_the_next_start_goes_on(
     assert_same_run(tmp_path / "run", finished_run)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_when_a_host_is_killed_the_other_says_so_and_the_next_start_goes_on(
     small_call, finished_run, tmp_path, lost
 ):
