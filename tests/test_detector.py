@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 
 from dns_jax import smooth_queries
 from dns_jax.data.headers import Unusable
@@ -17,6 +19,7 @@ from dns_jax.evaluation.score_files import fit_threshold
 from dns_jax.operation import machine
 from dns_jax.operation.detector import Detector
 from dns_jax.operation.pool import NeighborPool
+from dns_jax.operation.trained import load_trained
 from dns_jax.scoring import load_segments, save_segments
 
 RATE = 4000  # Hz
@@ -236,8 +239,13 @@ def test_what_is_appended_is_the_neighbour_of_what_comes(
             assert detector.append(judgement, arrived=float(seed)) == len(came) + 1
             assert detector.append(judgement, arrived=float(seed)) is None
             came.append(judgement)
+        before = time.time()
         held = detector.recordings("fan")
         assert [h.clip for h in held] == [j.clip for j in came]
+        assert [h.arrived for h in held] == [float(seed) for seed in range(9)]
+        detector.append(came[0]._replace(digest="another"))
+        assert before <= detector.recordings("fan")[-1].arrived <= time.time()
+        came.append(came[0])
         assert all(np.isfinite(h.score) for h in held)
         assert len(detector.evict(keep=1)) == len(came) - len({(j.section, j.domain) for j in came})
 
@@ -255,6 +263,17 @@ def test_what_it_says_is_json(detector, recordings):
     assert {"clip", "score", "threshold", "anomalous", "k", "behind", "neighbors"} <= {*said}
     assert "features" not in said
     assert len(said["scores"]) == len(said["starts"]) == 5
+
+
+def test_a_run_on_folders_reads_nothing_in_names(workdir, recordings):
+    trained = load_trained(workdir)
+    config = ConfigDict(trained.config)
+    config.data.normal = "somewhere"
+    known = machine.Machine(trained._replace(config=config))
+    name = recordings[0].name.replace("source", "target")
+    assert known.tell(name, 1, None) == (1, "source")
+    with pytest.raises(DataError, match="has no section in its name; fan has learned 0, 1"):
+        known.tell(name, None, None)
 
 
 # F on disk

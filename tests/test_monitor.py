@@ -26,7 +26,7 @@ from dns_jax.data.names import parse_name
 from dns_jax.data.refusals import DataError
 from dns_jax.data.years import YEARS
 from dns_jax.operation import loop as loop_module
-from dns_jax.operation import monitor
+from dns_jax.operation import monitor, showing
 from dns_jax.operation.board import Board
 from dns_jax.operation.ledger import Ledger
 from dns_jax.operation.loop import Loop
@@ -231,6 +231,43 @@ def test_a_stop_ends_a_long_search_of_F(place):
     loop = None
     place.run(change=change)
     assert place.searches == 2  # one when it began, one that did not begin at the end
+
+
+def test_recordings_come_before_a_long_search_of_F_and_its_ranking_stands_till_then(place):
+    names = put_some(place)
+    place.run()
+    before = (place.out / "ranking.csv").read_bytes()
+    clock, late = Time(30), [f"fan/section_00_late_{number}.wav" for number in range(3)]
+    done, scored = set(), []
+
+    def search(loop):
+        recordings, score = loop.detector.recordings, loop.detector.score
+
+        def compare(machine, pause):
+            for block in {*range(20)} - done:  # half a second each, and never twice
+                pause()
+                assert (place.out / "ranking.csv").read_bytes() == before
+                clock.now += 0.5
+                done.add(block)
+                if block in (4, 9, 14):
+                    place.put(late[block // 5], 50 + block)
+            return recordings(machine)
+
+        def note(path, **how):
+            scored.append((os.path.relpath(path, place.watch), len(done)))
+            return score(path, **how)
+
+        loop.detector.recordings, loop.detector.score = compare, note
+
+    loop = place.run(clock, search)
+    assert len(done) == 20
+    # Each was scored while the search went on, with what was left of it.
+    assert [name for name, _ in scored] == late
+    assert all(after < 20 for _, after in scored[:2])
+    place.check([*names, *late])
+    assert len(loop.board.rows) == 6
+    assert len((place.out / "ranking.csv").read_text().splitlines()) == 7
+    assert sum("F is compared with itself" in line for line in place.said) == 1
 
 
 def test_the_same_samples_count_once(place):
@@ -505,7 +542,7 @@ def test_a_full_disk_under_the_table_is_told_once_and_the_table_comes_later(plac
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(loop_module, "write_ranking", fail)
+    monkeypatch.setattr(showing, "write_ranking", fail)
     troubles = []
 
     def after():

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,7 @@ def test_csv_has_a_header_and_all_columns(run, recordings, judgements):
     status, out, _ = run("--format=csv", *recordings)
     rows = list(csv.DictReader(io.StringIO(out, newline="")))
     assert status == 0
+    assert "\r" not in out  # as everywhere
     for row, path, judgement in zip(rows, recordings, judgements, strict=True):
         assert tuple(row) == tuple(COLUMNS)
         assert (row["file"], row["machine"]) == (path, "fan")
@@ -98,6 +101,27 @@ def test_neighbours_may_come_from_what_a_monitor_has_seen(run, smoothing_run, re
     assert status == 0
     assert json.loads(out)["behind"] == 0  # K is at most a fifth of five segments
     assert run("--begin=empty", "--format=json", recordings[1])[1] == out
+
+
+def test_one_machine_is_asked_about_in_the_file_of_a_monitor_of_several(
+    run, smoothing_run, recordings, judgements, tmp_path
+):
+    file = tmp_path / "F.sqlite"
+    with Detector.load(smoothing_run, store=file) as detector:
+        pump = next(detector.pool._store.read())[1]._replace(machine="pump", clip="pump.wav")
+        detector.pool._store.add(pump)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE meta SET value = 'pump 0123, ' || value WHERE key = 'identity'")
+    status, out, err = run(f"--pool={file}", "--format=json", *recordings)
+    assert (status, err) == (0, "")
+    for line, judgement in zip(out.splitlines(), judgements, strict=True):
+        assert json.loads(line)["score"] == pytest.approx(judgement.score, rel=1e-6)
+        assert "pump.wav" not in line
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE meta SET value = 'fan 0123, pump 0123' WHERE key = 'identity'")
+    status, _, err = run(f"--pool={file}", recordings[0])
+    assert status == 1
+    assert "was filled by other networks" in err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 
 from dns_jax.data.labels import add_labels, read_truth
-from dns_jax.data.names import RECORDINGS, get_stem, list_visible, parse_stem
+from dns_jax.data.names import (
+    RECORDINGS,
+    find_name_fault,
+    get_stem,
+    list_visible,
+    parse_stem,
+)
 from dns_jax.data.refusals import DataError, Refusal, printable
 from dns_jax.data.years import YEARS, Year, name_years
 
@@ -142,8 +148,8 @@ def _fault(path: Path, year: Year) -> str:
     """Return why a file is no clip of the year by its name and place, "" if it is one."""
     folder = path.parent.name
     clip = parse_stem(path.stem, year)
-    if any("\ud800" <= c <= "\udfff" for c in str(path)):
-        return "name: not valid UTF-8"
+    if fault := find_name_fault(path):
+        return fault
     if path.suffix.lower() not in RECORDINGS:
         return f"name: extension {path.suffix}, may be {' or '.join(RECORDINGS)}"
     if folder not in year.folders:

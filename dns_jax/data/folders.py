@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from dns_jax.data.clips import COLUMNS, OTHER_AUDIO
-from dns_jax.data.names import RECORDINGS, UNKNOWN
+from dns_jax.data.names import RECORDINGS, UNKNOWN, find_name_fault
 from dns_jax.data.refusals import DataError, Refusal, printable
 
 
@@ -102,8 +102,8 @@ def _list_audio(folder: Path, field: str) -> Iterator[Path]:
 
 
 def _find_fault(path):
-    if any("\ud800" <= c <= "\udfff" for c in str(path)):
-        return "name: not valid UTF-8"
+    if fault := find_name_fault(path):
+        return fault
     if any(c == "\ufeff" or unicodedata.category(c) == "Cc" for c in str(path)):
         return "name: holds a control character"
     if path.suffix.lower() not in RECORDINGS:

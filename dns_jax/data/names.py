@@ -1,5 +1,6 @@
 """What the name of a clip says, by the grammar of its year, and nothing made up."""
 
+import os
 import re
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def parse_name(clip: str, year: Year) -> dict:
 def get_stem(name: str) -> str:
     """Return the name without its extension, which a WAV clip and its FLAC twin share."""
     return Path(name).stem
+
+
+def find_name_fault(path: str | os.PathLike) -> str:
+    """Return why nothing of ours can write a name down, "" if it is text."""
+    return "name: not valid UTF-8" if any("\ud800" <= c <= "\udfff" for c in str(path)) else ""
 
 
 def list_visible(directory: Path) -> list[Path]:

@@ -7,6 +7,7 @@ that the next start writes (`Loop.catch_up`). While one of the two cannot be wri
 stands still and says so. What waits lies on the disk and is counted, nothing of it is held here.
 """
 
+import math
 import os
 import sqlite3
 import time
@@ -16,16 +17,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dns_jax.data.headers import Unusable
+from dns_jax.data.names import find_name_fault
 from dns_jax.data.refusals import DataError, printable
-from dns_jax.operation.board import LAST, Board
+from dns_jax.operation.board import Board
+from dns_jax.operation.judging import find_machine, judge
 from dns_jax.operation.ledger import Ledger, compose, format_entry, parse_entry
-from dns_jax.operation.ranking import Row, write_ranking
+from dns_jax.operation.showing import Showing
 from dns_jax.operation.watching import Found, Watcher, matches
 
 IDLE = 0.5  # s between two listings
 RETRY = 1.0  # s until what could not be written is tried again
 SHOW = 2.0  # s between two refreshments of what is shown
+SLICE = 1.0  # s of a search of F, after which recordings come first again
 TABLE = 5.0  # s between two writings of the table
 CROWD = 100  # recordings waiting that are worth a line
 _SHARE = 20  # what takes long in a large folder or F takes at most one part in so many of the time
@@ -33,6 +36,10 @@ _SHARE = 20  # what takes long in a large folder or F takes at most one part in 
 
 class Stopped(Exception):
     """The loop was asked to end while it waited for something to be written."""
+
+
+class _Later(Exception):
+    """A search of F has taken its time and goes on later."""
 
 
 class Loop:
@@ -77,8 +84,7 @@ class Loop:
         self._told: dict[str, str] = {}  # of files that are tried again, what was said
         self._crowd = CROWD
         self._busy: deque[float] = deque(maxlen=20)  # s that the latest recordings took
-        self._files: dict[int, tuple[int, int]] = {}  # size and time of change, of what is shown
-        self._shown = self._tabled = False  # whether they are up to date
+        self._showing, self._searching = Showing(detector, board, table), False
         self._trouble = ""  # of the table
 
     def tell(self, message: str, path: str = "") -> None:
@@ -99,7 +105,7 @@ class Loop:
         for id_, text in self.detector.results():
             entry = parse_entry(text)
             if entry and entry["event"] == "scored":
-                self._files[id_] = entry.get("size", -1), entry.get("mtime_ns", -1)
+                self._showing.add(id_, entry.get("size", -1), entry.get("mtime_ns", -1))
                 count += self.ledger.write_missing(entry | {"id": id_})
         if count:
             self.tell(f"{count} line(s) that the ledger lacked were written from F")
@@ -114,7 +120,7 @@ class Loop:
         with suppress(Stopped):
             self._work()
         with suppress(Stopped):
-            self._refresh()
+            self._refresh(math.inf)
         self._write_table()
 
     def _work(self):
@@ -138,7 +144,10 @@ class Loop:
             if not found:
                 if self.once and self._is_done(progress):
                     return
-                self._sleep(IDLE)
+                if self._searching:
+                    showing = self._clock()
+                else:
+                    self._sleep(IDLE)
 
     def _is_done(self, progress):
         """Whether a call with `once` has dealt with everything, or will hardly get any further."""
@@ -174,12 +183,14 @@ class Loop:
 
     def _deal_with(self, found: Found):
         about = {name: getattr(found, name) for name in ("path", "size", "mtime_ns", "arrived")}
-        machine, reason = self._find_machine(found.path)
+        machine, reason = self.machine or "", find_name_fault(found.path)
+        if not (machine or reason):
+            machine, reason = find_machine(found.path, self.watcher.folder, self.detector.machines)
         about["machine"] = machine
         judgement = None
         if not (reason := reason or found.fault):
             try:
-                judgement, reason = self._score(found, machine)
+                judgement, reason = judge(self.detector, found.path, machine)
             except OSError as error:
                 self._postpone(found, error)
                 return
@@ -199,35 +210,6 @@ class Loop:
             self._finish(found, compose("refused", **about, reason=reason))
             self._show(f"{printable(found.path)} is refused: {printable(reason)}")
 
-    def _find_machine(self, path):
-        """The machine of a recording, and why there is none."""
-        if any("\ud800" <= c <= "\udfff" for c in path):
-            return "", "name: not valid UTF-8"
-        if self.machine is not None:
-            return self.machine, ""
-        *folders, _ = os.path.relpath(path, self.watcher.folder).split(os.sep)
-        if folders and folders[0] in self.detector.machines:
-            return folders[0], ""
-        lies = f"its first folder is {folders[0]!r}" if folders else "it lies in no folder"
-        there = ", ".join(self.detector.machines)
-        return "", f"no machine: {lies}; the folder may be {there}, or --machine names one for all"
-
-    def _score(self, found, machine):
-        """The judgement of a recording, and why there is none."""
-        try:
-            judgement = self.detector.score(found.path, machine=machine)
-        except MemoryError:
-            return None, "takes more memory than there is"
-        except Unusable as error:
-            return None, error.reason
-        except DataError as error:
-            return None, str(error)
-        except (OSError, RuntimeError):
-            raise  # which another recording might not have fared better with
-        except Exception as error:  # whatever a file may hold, the next one is not to suffer
-            return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return judgement, ""
-
     def _keep(self, found, judgement, entry):
         """Put a recording into F and the ledger."""
         id_ = self._insist(
@@ -238,8 +220,7 @@ class Loop:
         if id_ is None:
             self._finish(found, entry | {"event": "duplicate"})
             return
-        self._files[id_] = found.size, found.mtime_ns
-        self._shown = False
+        self._showing.add(id_, found.size, found.mtime_ns)
         self._finish(found, entry | {"id": id_})
         if judgement.anomalous:
             self.board.count("anomalous", judgement.machine)
@@ -287,37 +268,38 @@ class Loop:
             self._show("it can be written again")
         return result
 
-    def _refresh(self):
-        """Let what is old leave F, and show what is in it."""
-        if self._shown:
-            return
-        if self.limits:
-            try:
-                self.detector.evict(**self.limits)
-            except DataError as error:
-                if not _may_pass(error):
-                    raise
-                self._show(str(error))  # it is tried again the next time
-        files = {}
-        for machine in self.detector.machines:
-            there = self.detector.recordings(machine, self._pause)
-            held = sorted((one for one in there if one.id in self._files), key=lambda one: one.id)
-            rows = [_make_row(machine, one, *self._files[one.id]) for one in held[-LAST:]]
-            files |= {row.id: (row.size, row.mtime_ns) for row in rows}
-            self.board.show(machine, rows, len(there))
-        self._files, self._shown, self._tabled = files, True, False
+    def _refresh(self, seconds=SLICE):
+        """Show what is in F now, as far as some seconds of searching it go."""
+        end = self._clock() + seconds
 
-    def _pause(self):
-        """Let a long search of F end when the loop is to end; the next start goes on with it."""
-        if self.stopping:
-            raise Stopped
+        def pause():
+            if self.stopping:
+                raise Stopped
+            if self._clock() > end:
+                raise _Later
 
-    def _write_table(self):
-        if self._tabled:
+        try:
+            self._showing.refresh(self._evict, pause)
+            self._searching = False
+        except _Later:
+            if not self._searching:
+                self._show("F is compared with itself; its ranking is shown when that is done")
+            self._searching = True
+
+    def _evict(self):
+        if not self.limits:
             return
         try:
-            write_ranking(self.board.rows, self.table)
-            trouble, self._tabled = "", True
+            self.detector.evict(**self.limits)
+        except DataError as error:
+            if not _may_pass(error):
+                raise
+            self._show(str(error))  # it is tried again the next time
+
+    def _write_table(self):
+        trouble = ""
+        try:
+            self._showing.write()
         except OSError as error:
             trouble = f"{self.table} cannot be written: {error.strerror or error}; tried again"
             if trouble != self._trouble:
@@ -340,19 +322,3 @@ def _find_cause(error):
 def _may_pass(error):
     """Whether it is the disk that is in trouble, and not F."""
     return isinstance(_find_cause(error), OSError | sqlite3.OperationalError)
-
-
-def _make_row(machine, one, size, mtime_ns):
-    return Row(
-        id=int(one.id),
-        machine=machine,
-        section=int(one.section),
-        domain=one.domain,
-        clip=one.clip,
-        path=one.path,
-        size=size,
-        mtime_ns=mtime_ns,
-        arrived=float(one.arrived),
-        score=float(one.score),
-        threshold=float(one.threshold),
-    )

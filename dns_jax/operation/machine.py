@@ -22,7 +22,7 @@ from dns_jax.data.headers import (
     read_recording,
     take_samples,
 )
-from dns_jax.data.names import parse_name
+from dns_jax.data.names import find_name_fault, parse_name
 from dns_jax.data.refusals import DataError, printable
 from dns_jax.data.years import YEARS
 from dns_jax.operation.trained import Trained
@@ -77,8 +77,8 @@ class Machine:
           OSError: the file cannot be read.
         """
         path = os.fspath(path)
-        if any("\ud800" <= c <= "\udfff" for c in path):
-            raise Unusable("name: not valid UTF-8")
+        if fault := find_name_fault(path):
+            raise Unusable(fault)
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
             raise Unusable("not a regular file")
         check_container(path)
