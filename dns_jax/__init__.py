@@ -3,8 +3,8 @@
 Eq. 7 of the paper is `smooth`; the paper itself, stage by stage, is `dns_jax.experiment`.
 """
 
-from dns_jax.smoothing import smooth, smooth_queries, smooth_sweep
+from dns_jax.smoothing import diffuse, diffuse_queries, smooth, smooth_queries, smooth_sweep
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
-__all__ = ["smooth", "smooth_queries", "smooth_sweep"]
+__all__ = ["diffuse", "diffuse_queries", "smooth", "smooth_queries", "smooth_sweep"]

@@ -852,8 +852,9 @@ def test_it_exports_for_every_platform_in_one_file(scores, features, queries):
 # The package
 
 
-def test_the_package_is_the_three_functions_and_a_version():
-    assert dns_jax.__all__ == ["smooth", "smooth_queries", "smooth_sweep"]
+def test_the_package_is_the_five_functions_and_a_version():
+    smoothing = ["smooth", "smooth_queries", "smooth_sweep"]
+    assert dns_jax.__all__ == ["diffuse", "diffuse_queries", *smoothing]
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert dns_jax.__version__ == project["version"]
 

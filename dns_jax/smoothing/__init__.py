@@ -4,23 +4,32 @@
 
 `smooth` is eq. 7 within one pool, `smooth_sweep` the same for many K from one neighbour search,
 `smooth_queries` smooths rows outside the pool, or one shard of it, `smooth_queries_sweep` those for
-many K. What holds for all of them:
+many K. `diffuse` goes further than the paper, from neighbour to neighbour (personalised PageRank):
+
+    s = (1 - alpha) (I - alpha P)^-1 x
+
+P is the neighbour graph, where i and j are joined if one is among the nearest of the other, with
+weights exp(-d_ij^2 / (sigma_i sigma_j)) over their sum in every row, sigma_i the distance of i to
+the last of its nearest. x are scores, by choice their logarithm: `diffuse` takes none.
+`diffuse_queries` takes rows outside the pool along, `diffuse_sharded` spreads the pool over
+devices. What holds for all of them:
 
 * Scores are [rows], or [rows, columns] with the same neighbours for every column; features are
-  [rows, dimensions]. K counts the row itself, exactly once, also among duplicates. Neighbours are
-  the nearest in Euclidean distance; ties go to the lower row.
+  [rows, dimensions]. K counts the row itself, exactly once, also among duplicates; `n_neighbors`
+  does not. Neighbours are the nearest in Euclidean distance; ties go to the lower row.
 * `candidates` are the rows of the pool that may be neighbours; rows of equal `groups` never are.
   Where that leaves fewer than K - 1, the mean is over those and the row itself.
 * Any real type in; float32 inside and out, or float64 where all scores and features are float64 and
   x64 is on. A row with a non-finite feature is nobody's neighbour and scores NaN. A non-finite
-  score reaches only the rows that count it.
+  score reaches only the rows that count it; it does not diffuse: others do without that row.
 * Features are centred on the finite candidates and multiplied at full precision. Where that is free
   of rounding, as on small integers, the neighbours are those of a stable sort of the exact
   distances. Elsewhere a neighbour may differ only where its squared distance is as near to the last
   neighbour's as the rounding of the two, which is at most (D + 8) eps (|x|^2 + |y|^2) between rows
   x and y of D dimensions, measured from the candidates' mean (to 1/64 of their widest range).
 * Differentiable in the scores, constant in the features. Callable inside `jax.jit`, `jax.vmap`,
-  `jax.pmap` and `jax.shard_map`. Memory is rows x block, never rows x rows, also for the gradient.
+  `jax.pmap` and `jax.shard_map`. Memory is rows x block, or rows x n_neighbors for the graph,
+  never rows x rows, also for the gradient.
 
 Eq. 7 needs which rows are the nearest, not their order. On a CPU, where XLA sorts without vectors,
 they are counted out (`sum_by_count`); elsewhere `lax.top_k` ranks them (`sum_by_rank`), which is
@@ -30,10 +39,20 @@ the reference too. docs/smoothing.md explains both.
 import jax
 import numpy as np
 
-from dns_jax.smoothing._arguments import as_mask, as_rows, check_ks, float_dtype
+from dns_jax.smoothing._arguments import (
+    as_mask,
+    as_queries_and_pool,
+    as_rows,
+    check_ks,
+    float_dtype,
+)
+from dns_jax.smoothing._diffusion import diffuse, diffuse_queries, diffuse_sharded
 from dns_jax.smoothing._search import smooth_rows
 
 __all__ = [
+    "diffuse",
+    "diffuse_queries",
+    "diffuse_sharded",
     "smooth",
     "smooth_queries",
     "smooth_queries_sharded",
@@ -214,18 +233,7 @@ def _smooth_pool(name, ks, scores, features, candidates, groups):
 
 
 def _smooth_queries(name, ks, queries, pool, candidates, axis=()):
-    if (queries[2] is None) != (pool[2] is None):
-        lacking = "query_groups" if queries[2] is None else "pool_groups"
-        raise ValueError(f"query_groups and pool_groups go together; {lacking} was None")
-    dtype = float_dtype(*queries[:2], *pool[:2])
-    queries, pool = as_rows("query_", *queries, dtype), as_rows("pool_", *pool, dtype)
-    for part in ("scores", "features"):
-        of_queries, of_pool = getattr(queries, part).shape, getattr(pool, part).shape
-        if of_queries[1:] != of_pool[1:]:
-            raise ValueError(
-                f"query_{part} and pool_{part} may differ in their rows only; "
-                f"their shapes were {of_queries} and {of_pool}"
-            )
+    queries, pool = as_queries_and_pool(queries, pool)
     rows = pool.features.shape[0]
     candidates = as_mask(candidates, rows, "pool_features")
     rows *= jax.lax.axis_size(axis)

@@ -1,4 +1,4 @@
-"""What goes into eq. 7: types and shapes, refused by name, at trace time."""
+"""What goes into a smoother: types and shapes, refused by name, at trace time."""
 
 from typing import NamedTuple
 
@@ -49,6 +49,23 @@ def as_rows(prefix, scores, features, groups, dtype):
         if groups.dtype != given.dtype and (given.astype(groups.dtype) != given).any():
             raise ValueError(f"{prefix}groups must fit {groups.dtype} unless x64 is on")
     return Rows(jnp.asarray(scores, dtype), jnp.asarray(features, dtype), groups)
+
+
+def as_queries_and_pool(queries, pool):
+    """Return the two as `Rows`; each comes as (scores, features, groups)."""
+    if (queries[2] is None) != (pool[2] is None):
+        lacking = "query_groups" if queries[2] is None else "pool_groups"
+        raise ValueError(f"query_groups and pool_groups go together; {lacking} was None")
+    dtype = float_dtype(*queries[:2], *pool[:2])
+    queries, pool = as_rows("query_", *queries, dtype), as_rows("pool_", *pool, dtype)
+    for part in ("scores", "features"):
+        of_queries, of_pool = getattr(queries, part).shape, getattr(pool, part).shape
+        if of_queries[1:] != of_pool[1:]:
+            raise ValueError(
+                f"query_{part} and pool_{part} may differ in their rows only; "
+                f"their shapes were {of_queries} and {of_pool}"
+            )
+    return queries, pool
 
 
 def as_mask(candidates, rows, of):

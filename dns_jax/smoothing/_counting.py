@@ -172,12 +172,12 @@ def _search_threshold(nearness, counts, found, axis):
         )
 
     slices = _split(nearness)
-    largest = _fold(lambda a, b: jnp.where(a > b, a, b), slices)
+    largest = fold(lambda a, b: jnp.where(a > b, a, b), slices)
     highest = across(axis, jax.lax.pmax, encode(largest).max(axis=0))
     if not _search_maxima(len(nearness), counts):
         # Filling up with `highest` makes this pass wait for that: at once, each slows the other.
         slices = [jnp.where(x > -jnp.inf, x, decode(highest)) for x in slices]
-        lowest = encode(_fold(lambda a, b: jnp.where(a < b, a, b), slices))
+        lowest = encode(fold(lambda a, b: jnp.where(a < b, a, b), slices))
         lowest = across(axis, jax.lax.pmin, lowest.min(axis=0))
         low = jnp.where(found > 0, lowest, encode(jnp.asarray(jnp.inf, kind)))
         above_low = found
@@ -204,7 +204,7 @@ def _search_maxima(rows, counts):
 
 
 def _split(x):
-    """Split the rows into parts that `_fold` can combine: 32 at the most, of 32 rows at least.
+    """Split the rows into parts that `fold` can combine: 32 at the most, of 32 rows at least.
 
     XLA gives operations on whole arrays to the vector units of a CPU, its reductions not.
     """
@@ -212,7 +212,7 @@ def _split(x):
     return jnp.split(x, 2 ** (parts.bit_length() - 1))
 
 
-def _fold(combine, parts):
+def fold(combine, parts):
     """Combine arrays of equal shape, two at a time."""
     while len(parts) > 1:
         halves = zip(parts[::2], parts[1::2], strict=True)
@@ -225,7 +225,7 @@ def _add_rows(function, *arrays):
     parts = zip(*(_split(x) for x in arrays), strict=True)
     terms = [function(*part) for part in parts]
     if terms[0].dtype == bool:
-        return _fold(jnp.add, [x.astype(jnp.int32) for x in terms]).sum(axis=0)
-    folded = _fold(jnp.add, terms)
+        return fold(jnp.add, [x.astype(jnp.int32) for x in terms]).sum(axis=0)
+    folded = fold(jnp.add, terms)
     # A product adds up in parts, with vectors; a sum of floats does neither.
     return jnp.tensordot(jnp.ones_like(folded, shape=len(folded)), folded, 1, precision="highest")

@@ -1,4 +1,4 @@
-"""Eq. 7 in blocks of queries: the form that suits the platform, and what every form shares."""
+"""Eq. 7 in blocks of queries: the form that suits the platform, and what every search shares."""
 
 import math
 from functools import partial
@@ -30,12 +30,9 @@ def smooth_rows(queries, pool, candidates, ks, within=False, axis=()):
         sum_by_rank: BLOCK_BYTES // ranked,
         sum_by_count: min(QUERIES, BLOCK_BYTES // (2 * row)),
     }
-    size = max(1, size)
     forms = []
     for platform, form in FORMS.items():
-        most = max(1, fitting[form])
-        block = -(-size // -(-size // most))
-        forms.append((platform, form, min(most, -(-block // 16) * 16)))  # whole vectors
+        forms.append((platform, form, choose_block(size, fitting[form])))
     return _smooth_by_platform(queries, pool, candidates, tuple(forms), ks, within, axis)
 
 
@@ -50,33 +47,57 @@ def _smooth_by_platform(queries, pool, candidates, forms, ks, within, axis):
 
 def _smooth_blocks(queries, pool, candidates, form, block, ks, within, axis):
     """Smooth `block` queries at a time: float[len(ks), *query_scores.shape]."""
-    usable = jnp.isfinite(pool.features).all(axis=1)
     defined = jnp.isfinite(queries.features).all(axis=1)
-    if candidates is not None:
-        usable &= candidates
-    of_queries, of_pool = _centre(queries.features, pool.features, usable, axis)
-    queries = queries._replace(features=jnp.where(defined[:, None], of_queries, 0))
-    pool = pool._replace(features=jnp.where(usable[:, None], of_pool, 0))
+    queries, pool, usable = centre_rows(queries, pool, candidates, axis)
     sum_block = form(pool, usable, np.array(ks), within, axis)
 
     def smooth_block(batch):
         scores = batch[0].scores
         sums, found = sum_block(*batch)  # [ks, block(, columns)], [block]
         counted = jnp.minimum(np.array(ks)[:, None], 1 + found)
-        return (scores + sums) / counted.reshape(counted.shape + (1,) * (scores.ndim - 1))
+        means = (scores + sums) / counted.reshape(counted.shape + (1,) * (scores.ndim - 1))
+        return jnp.moveaxis(means, 1, 0)
 
-    size = defined.shape[0]
+    # A gradient searches again; keeping the neighbours would take rows x rows for a large K.
+    search = jax.checkpoint(smooth_block, prevent_cse=False)
+    means = map_blocks(search, (queries, jnp.arange(defined.shape[0])), block)
+    means = jnp.moveaxis(means, 1, 0)
+    return jnp.where(jnp.expand_dims(defined, range(1, pool.scores.ndim)), means, jnp.nan)
+
+
+def choose_block(size, most):
+    """Divide `size` queries into blocks of about equal size, `most` at the most."""
+    size, most = max(1, size), max(1, most)
+    block = -(-size // -(-size // most))
+    return min(most, -(-block // 16) * 16)  # whole vectors
+
+
+def map_blocks(function, arrays, block):
+    """Apply a function to `block` rows at a time: what it returns, for all rows."""
+    size = jax.tree.leaves(arrays)[0].shape[0]
     blocks = -(-size // max(1, block))
 
     def divide(x):
         padded = jnp.pad(x, [(0, blocks * block - size)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(blocks, block, *x.shape[1:])
 
-    # A gradient searches again; keeping the neighbours would take rows x rows for a large K.
-    search = jax.checkpoint(smooth_block, prevent_cse=False)
-    means = jax.lax.map(search, jax.tree.map(divide, (queries, jnp.arange(size))))
-    means = jnp.moveaxis(means, 1, 0).reshape(len(ks), blocks * block, *queries.scores.shape[1:])
-    return jnp.where(jnp.expand_dims(defined, range(1, pool.scores.ndim)), means[:, :size], jnp.nan)
+    results = jax.lax.map(function, jax.tree.map(divide, arrays))
+    return jax.tree.map(lambda x: x.reshape(blocks * block, *x.shape[2:])[:size], results)
+
+
+def find_usable(features, candidates):
+    """Tell which rows may be neighbours: bool[rows]."""
+    usable = jnp.isfinite(features).all(axis=1)
+    return usable if candidates is None else usable & candidates
+
+
+def centre_rows(queries, pool, candidates, axis=()):
+    """Centre the features: the queries, the pool, 0 where a row is of no use, and bool[rows]."""
+    usable = find_usable(pool.features, candidates)
+    defined = jnp.isfinite(queries.features).all(axis=1)
+    of_queries, of_pool = _centre(queries.features, pool.features, usable, axis)
+    queries = queries._replace(features=jnp.where(defined[:, None], of_queries, 0))
+    return queries, pool._replace(features=jnp.where(usable[:, None], of_pool, 0)), usable
 
 
 def _centre(queries, pool, usable, axis):
