@@ -653,7 +653,7 @@ def test_a_stopped_process_leaves_nothing_half_and_the_next_brings_the_rest(
     (part,) = wait_for(lambda: [*(tmp_path / "data" / ".zenodo").glob(f".{name}.*.part")])
     wait_for(lambda: part.stat().st_size)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert (process.returncode, errors) == (-9, "")
     else:
