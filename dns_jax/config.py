@@ -112,6 +112,11 @@ _LIMITS = (
             "data.standardise": ("recording", "machine", "none"),
             "smoothing.unit": ("segment", "clip"),
             "smoothing.scope": ("section", "machine"),
+            "smoothing.generative": ("ae", "serial_oe", "ae+serial_oe"),
+            "smoothing.score_transform": ("none", "log", "calibrated"),
+            "smoothing.domain_normalisation": ("none", "z", "ranks"),
+            "smoothing.pool": ("test", "test+train"),
+            "smoothing.method": ("mean", "diffusion"),
         }.items()
     ),
 )

@@ -28,6 +28,11 @@ _ONCE = {
     "precision": "float32",
     "autoencoder.precision": "float32",
     "serial_oe.precision": "float32",
+    "smoothing.generative": "ae",
+    "smoothing.score_transform": "none",
+    "smoothing.domain_normalisation": "none",
+    "smoothing.pool": "test",
+    "smoothing.method": "mean",
 }
 
 

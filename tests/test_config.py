@@ -13,9 +13,10 @@ from flax import nnx
 from configs import default
 from dns_jax.config import check_config
 from dns_jax.data.refusals import ConfigError
+from dns_jax.evaluation.label_free import PAPER
 from dns_jax.models.autoencoder import Autoencoder
 from dns_jax.models.serial_oe import SerialOE
-from dns_jax.workdir import check_recordings, open_workdir
+from dns_jax.workdir import check_recordings, open_workdir, read_config
 
 CONFIGS = [
     "configs." + path.stem
@@ -390,6 +391,18 @@ def test_every_field_that_differs_is_named(tmp_path):
     start_run(tmp_path)
     with pytest.raises(ConfigError, match=r"scoring_batch \(.*\), seeds \(.*\); give another"):
         open_workdir(frozen(seeds=(3,), scoring_batch=5), tmp_path)
+
+
+def test_a_run_from_before_the_fields_beyond_the_paper_did_what_the_paper_says(tmp_path):
+    start_run(tmp_path)
+    run = json.loads((tmp_path / "config.json").read_text())
+    for name in PAPER:
+        assert run["config"]["smoothing"].pop(name) == PAPER[name]
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    open_workdir(frozen(), tmp_path)
+    assert read_config(tmp_path)[0].smoothing.method == "mean"
+    with pytest.raises(ConfigError, match=r"smoothing.method \(mean there, diffusion now\)"):
+        open_workdir(frozen(**{"smoothing.method": "diffusion"}), tmp_path)
 
 
 def test_fields_of_another_version_are_named_as_absent(tmp_path):

@@ -13,9 +13,16 @@ from sklearn.mixture import GaussianMixture
 from dns_jax.config import check_config
 from dns_jax.data.clips import split_validation
 from dns_jax.data.refusals import DataError
+from dns_jax.evaluation.label_free import list_variants, score_label_free
 from dns_jax.evaluation.protocol import score_systems
 from dns_jax.evaluation.score_files import fit_threshold
-from dns_jax.evaluation.systems import average_segments, smooth_candidates, smooth_training
+from dns_jax.evaluation.systems import (
+    average_segments,
+    fit_inliers,
+    score_by_inliers,
+    smooth_candidates,
+    smooth_training,
+)
 from dns_jax.inlier import load_inliers, score_features
 from dns_jax.parallel import make_mesh
 
@@ -299,6 +306,46 @@ def expected_scores(scored, system):
             scored.trained, scored.tested, choice, smoothing, train["clip"], make_mesh(1)
         ),
     )
+
+
+def test_options_beyond_the_paper_have_files_of_their_own_and_change_no_others(scored, tmp_path):
+    options = {
+        "smoothing.generative": "ae+serial_oe",
+        "smoothing.score_transform": "calibrated",
+        "smoothing.domain_normalisation": "ranks",
+        "smoothing.method": "diffusion",
+    }
+    ours = Scored(tmp_path, scored.clips, scored.segments, make_config(**options))
+    variants = list_variants(ours.config.smoothing)
+    assert ours.systems() == SYSTEMS | {*variants}
+    assert len(variants) == 5
+    for system in SYSTEMS:
+        for kind in ("anomaly_score", "decision_result"):
+            assert ours.read_all(kind, system) == scored.read_all(kind, system)
+    # SerialOE as it would be without labels: the default number of Gaussians, on all data.
+    segments = ours.segments
+    fitted = fit_inliers(segments, segments.split == "train", (2,), 0, pytest.fail)
+    serial_oe = score_by_inliers(segments, fitted[2, "all"])
+    train = ours.clips[ours.clips["split"] == "train"]
+    for system, options in variants.items():
+        how = segments, serial_oe, options, ours.config.smoothing
+        test = select_tests(ours.clips)
+        expected = score_label_free(*how, test["clip"])
+        got = ours.read_all("anomaly_score", system)
+        np.testing.assert_allclose([got[clip] for clip in test["clip"]], expected, rtol=1e-5)
+        of_train = score_label_free(*how, train["clip"])
+        decisions = ours.read_all("decision_result", system)
+        for section in SECTIONS:
+            threshold, _ = fit_threshold(of_train[(train["section"] == section).to_numpy()], 90.0)
+            here = (test["section"] == section).to_numpy()
+            for clip, score in zip(test["clip"][here], expected[here], strict=True):
+                assert decisions[clip] == (score > threshold)
+
+
+def test_what_speaks_against_the_smoothed_scores_is_in_the_selection(scored):
+    size = scored.selection["proposed"]["size"]
+    said = any(text.startswith(f"K = {size} is more") for text in scored.selection["warnings"])
+    assert said == (size > 32 // 5)  # two segments of 16 recordings
 
 
 @pytest.mark.parametrize("system", ["ae", "proposed", "oracle"])

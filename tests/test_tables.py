@@ -277,6 +277,27 @@ def test_the_papers_rows_stand_above_ours_for_the_machines_there_are():
     assert set(make_table2(make_results(SEVEN, [0]), selections, False)["source"]) == {"ours"}
 
 
+def test_systems_beyond_the_paper_stand_below_its_own():
+    results = make_results(["fan"], [0])
+    more = results[results["system"] == "ae"].assign(system="label_free")
+    selections = [make_selection("fan", 0)]
+    table = make_table2(
+        pd.concat([results, more]), selections, True, beyond={"label_free": "Label-free"}
+    )
+    plain = make_table2(results, selections, True)
+    pd.testing.assert_frame_equal(table[: len(plain)], plain)
+    (row,) = table[len(plain) :].itertuples(index=False)
+    assert row[:3] == ("ours", "0", "Label-free")
+    ae = plain[(plain["method"] == METHODS["ae"]) & (plain["source"] == "ours")]
+    assert row.fan == ae["fan"].item()
+
+
+def test_a_warning_is_said_in_table_1():
+    entry = make_selection("fan", 0, warnings=["K is large", "scores do not agree"])
+    note = make_table1([entry], False)["note"].item()
+    assert note == "warning: K is large; warning: scores do not agree"
+
+
 def test_what_is_not_evaluable_is_left_blank():
     results = make_results(["saw", "drill", "press"], [0, 1])
     results.loc[results["machine"] == "press", ["auc", "pauc"]] = np.nan

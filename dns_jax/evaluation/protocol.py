@@ -14,9 +14,12 @@ from jax.sharding import Mesh
 from dns_jax.data.clips import split_validation
 from dns_jax.data.refusals import DataError
 from dns_jax.evaluation import score_files
+from dns_jax.evaluation.guard import find_hazards
+from dns_jax.evaluation.label_free import list_variants, score_label_free
 from dns_jax.evaluation.selection import Choice, select, select_by_auc
 from dns_jax.evaluation.systems import (
     average_segments,
+    count_smallest,
     fit_inliers,
     score_by_inliers,
     smooth_candidates,
@@ -70,14 +73,13 @@ def score_systems(
         "proposed": None,
         "oracle": None,
         "section_oracle": {},
+        "warnings": [],
     }
 
     def choose(candidates, default_size):
         if chosen := select(candidates, test, selection["validation_sections"]):
             return Choice(*chosen, "validation")
-        fits = [size for size, data in candidates if data == "all"]
-        size = max((s for s in fits if s <= default_size), default=min(fits))
-        return Choice(size, "all", "default")
+        return Choice(*_take_default(candidates, default_size), "default")
 
     def average(scores, of):
         return average_segments(scores, segments.clip, of["clip"])
@@ -116,6 +118,13 @@ def score_systems(
                 smoothed[choice[:2]],
                 smooth_training(trained, tested, choice[:2], config.smoothing, train["clip"], mesh),
             )
+        selection["warnings"] = find_hazards(
+            test,
+            scores["ae"][0],
+            scores["serial_oe"][0],
+            choices["proposed"].size,
+            count_smallest(tested, config.smoothing),
+        )
         for section in selection["evaluation_sections"]:
             if best := select_by_auc(smoothed, test, section):
                 names = ("size", "data", "auc")
@@ -124,6 +133,12 @@ def score_systems(
         return
     if inliers:
         save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
+    for system, options in list_variants(config.smoothing).items() if "proposed" in scores else ():
+        of_segments = by_inliers[_take_default(by_inliers, config.inlier.default_clusters)]
+        scores[system] = tuple(
+            score_label_free(segments, of_segments, options, config.smoothing, of["clip"])
+            for of in (test, train)
+        )
     for system, (of_test, of_train) in scores.items():
         folder = directory / "scores" / system
         for section in sorted(set(test["section"])):
@@ -137,6 +152,12 @@ def score_systems(
                 say(f"{machine} section {section:02d}, {system}: threshold {how}")
             _write_section(folder, test, of_test, section, threshold, config.data.year)
     write_text(directory / "selection.json", json.dumps(selection, indent=1) + "\n")
+
+
+def _take_default(candidates, default_size):
+    """The candidate that is taken without labels: on all data, of the default size or the next."""
+    fits = [size for size, data in candidates if data == "all"]
+    return max((s for s in fits if s <= default_size), default=min(fits)), "all"
 
 
 def _fitted_on(config, clips, segments, seed):

@@ -19,7 +19,6 @@ from dns_jax.evaluation import drawing, exhibits, figures
 from dns_jax.evaluation.curves import COLUMNS
 from dns_jax.evaluation.findings import list_findings
 from dns_jax.evaluation.outcomes import Outcome, read_outcome
-from dns_jax.evaluation.pools import stack_pools
 from dns_jax.evaluation.ranking import COLUMNS as RANKING
 from dns_jax.evaluation.ranking import rank_recordings
 from dns_jax.evaluation.results import TITLES, has_values, read_tables
@@ -187,17 +186,10 @@ def _describe_machine(outcome, smoothing):
     how = "chosen on the validation sections" if chosen == "validation" else "the default"
     rows = {"segment": "segments", "clip": "recordings"}[smoothing.unit]
     text = f"The score is a_prop, smoothed over K = {k:,} {rows} ({data} domain data), {how}."
-    sections = sorted(set(outcome.tested["section"]))
-    pools = stack_pools(outcome.segments, sections, smoothing.unit, smoothing.scope)
-    there = np.append(pools.source | (data == "all"), False)[pools.clip]
-    pool = np.sum(there, axis=1).min()
     if k == 1:
         text += " K = 1 is the autoencoder's score itself."
-    elif 4 * k > pool:
-        text += (
-            f" The smallest pool has {pool:,} {rows} only: so large a K makes all scores alike; "
-            "look at a_G, too, and score more recordings together."
-        )
+    for warning in outcome.selection.get("warnings", ()):
+        text += f" Warning: {warning}."
     return text
 
 

@@ -10,6 +10,7 @@ from dns_jax.data.refusals import printable, reading
 from dns_jax.data.years import YEARS
 from dns_jax.evaluation import tables
 from dns_jax.evaluation.bootstrap import bootstrap_difference
+from dns_jax.evaluation.label_free import describe, list_variants
 from dns_jax.evaluation.metrics import evaluate
 from dns_jax.evaluation.official import COLUMNS, evaluate_officially, read_results
 from dns_jax.hosts import say
@@ -41,6 +42,7 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
       DataError: a score file or `selection.json` is damaged.
     """
     tested = clips[(clips["split"] == "test") & clips["machine"].isin(machines)]
+    beyond = {system: describe(system) for system in list_variants(config.smoothing)}
     results, selections = [], []
     runs = {}  # {(seed, system): scores and decisions f64[2, tested]}
     for machine in machines:
@@ -54,7 +56,7 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
                     system: read_results(
                         ours, {machine: directory / "scores" / system}, config.data.year
                     )
-                    for system in SYSTEMS
+                    for system in (*SYSTEMS, *beyond)
                     if (directory / "scores" / system).is_dir()
                 }
             selections.append(selection)
@@ -70,7 +72,7 @@ def tabulate(config, clips: pd.DataFrame, machines: list[str], workdir: Path) ->
     dcase2021 = _is_dcase2021(clips, machines, config.data.year)
     tables.write_csv(tables.make_table1(selections, dcase2021), workdir / "table1.csv")
     difference = _compare(config, tested, runs)
-    table2 = tables.make_table2(results, selections, dcase2021, difference)
+    table2 = tables.make_table2(results, selections, dcase2021, difference, beyond)
     tables.write_csv(table2, workdir / "table2.csv")
 
 

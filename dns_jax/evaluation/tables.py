@@ -5,7 +5,8 @@ Both tables take `selections`, one dict per machine and seed::
     {"machine": str, "seed": int,
      "validation_sections": [int], "evaluation_sections": [int],   # those that are there
      "serial_oe": choice, "proposed": choice, "oracle": choice,    # None where there was none
-     "section_oracle": {"<section>": {"size": int, "data": str, "auc": float}}}
+     "section_oracle": {"<section>": {"size": int, "data": str, "auc": float}},
+     "warnings": [str]}                                            # of `guard`
 
 where a choice holds size, data and how (`selection.Choice`) and `section_oracle` what Oracle
 chooses for one evaluation section alone. Whether the paper's rows belong there is the caller's to
@@ -85,6 +86,7 @@ def make_table2(
     selections: Sequence[Mapping],
     dcase2021: bool,
     difference: pd.DataFrame | None = None,
+    beyond: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Tabulate what the methods reach on the evaluation sections, both domains pooled.
 
@@ -94,6 +96,7 @@ def make_table2(
       selections: see the module.
       dcase2021: put the paper's row before ours for each method.
       difference: of Proposed and AE, as `bootstrap.bootstrap_difference` gives it.
+      beyond: {system: name of its row}, those that are not the paper's.
 
     Returns:
       One row per method and seed (with several seeds their mean and sample standard deviation
@@ -128,8 +131,8 @@ def make_table2(
     columns = [*machines, "all_hmean", *(f"{name}-{number}" for name, number in single_sections)]
 
     rows = []
-    for system, method in METHODS.items():
-        if dcase2021:
+    for system, method in (METHODS | dict(beyond or {})).items():
+        if dcase2021 and system in PAPER_TABLE2:
             paper = dict(zip(PAPER_COLUMNS, PAPER_TABLE2[system], strict=True))
             if not set(PAPER_TABLE1) <= set(machines):
                 del paper["all_hmean"]
@@ -204,6 +207,7 @@ def _note(entry: Mapping) -> str:
     elif entry["oracle"] is None:
         evaluable = "evaluable " if entry["evaluation_sections"] else ""
         notes.append(f"no {evaluable}evaluation sections: no oracle")
+    notes += [f"warning: {text}" for text in entry.get("warnings", ())]
     return "; ".join(notes)
 
 
