@@ -89,13 +89,14 @@ REFERENCE = {  # each machine at 6, 0 and -6 dB
 
 
 class Cell(NamedTuple):
-    """The clips of one machine at one SNR; psi is f32[clips, 128]."""
+    """The clips of one machine at one SNR; psi is f32[clips, 128], less the mean f64[128]."""
 
     train: np.ndarray
     product: np.ndarray  # f32[training clips, 4], one-hot
     negatives: np.ndarray
     test: np.ndarray
     clips: pd.DataFrame  # of the test clips: section, domain, label
+    mean: np.ndarray
 
 
 class Perceptron(nnx.Module):
@@ -178,7 +179,7 @@ def read_cell(directory: Path, machine: str, snr: str, seed: int) -> Cell:
     )
     one_hot = np.eye(len(IDS), dtype=np.float32)[train_ids]
     clips = pd.DataFrame(clips, columns=["section", "domain", "label"])
-    return Cell(train, one_hot, negatives, test, clips)
+    return Cell(train, one_hot, negatives, test, clips, mean)
 
 
 def train_network(
