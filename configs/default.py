@@ -115,11 +115,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.smoothing = smoothing = ml_collections.ConfigDict()  # the pool Y of eq. 7
     smoothing.unit = "segment"  # or "clip"; fits Table I's K
     smoothing.scope = "section"  # or "machine"; fits Table I's K
-    smoothing.default_k = 32  # for a machine without validation sections
+    smoothing.default_k = 32  # without validation sections; at most a fifth of the smallest pool
     # Beyond the paper, without labels (docs/beyond.md): each that is changed has its row in Table
     # II by itself, and all of them one together.
-    smoothing.generative = "ae"  # what is smoothed; "serial_oe", or both: "ae+serial_oe"
-    smoothing.score_transform = "none"  # "log" of a_G; "calibrated": less what is usual nearby
+    smoothing.generative = "ae"  # what is smoothed; "serial_oe", or their z-scores: "ae+serial_oe"
+    smoothing.score_transform = "none"  # "log" of a_G; "calibrated": less what is usual nearby, too
     smoothing.domain_normalisation = "none"  # within section and domain: "z" or "ranks"
     smoothing.pool = "test"  # "test+train": training recordings are neighbours, too
     smoothing.method = "mean"  # eq. 7; "diffusion" over the graph of nearest neighbours

@@ -17,6 +17,7 @@ from configs import small
 def get_config() -> ml_collections.ConfigDict:
     """Return the configuration without labels."""
     config = small.get_config()
+    config.smoothing.unit = "clip"  # as it was measured
     config.smoothing.generative = "ae+serial_oe"
     config.smoothing.score_transform = "calibrated"
     config.smoothing.domain_normalisation = "ranks"

@@ -205,6 +205,12 @@ def _relations(config) -> Iterator[tuple[bool, str]]:
         f"sections {both} are in both --config.validation_sections and "
         "--config.evaluation_sections",
     )
+    smoothing = config.smoothing
+    yield (
+        not (smoothing.generative == "serial_oe" and smoothing.score_transform == "log"),
+        "--config.smoothing.score_transform=log is of a_G, which "
+        "--config.smoothing.generative=serial_oe leaves out; it may be none or calibrated",
+    )
     yield (
         not (data.synthetic and config.data_dir),
         f"--config.data_dir={config.data_dir}: --config.data.synthetic=True has recordings of its "

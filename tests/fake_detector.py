@@ -56,8 +56,6 @@ class Held(NamedTuple):
 class FakeDetector:
     """The score of a recording is the standard deviation of its samples."""
 
-    notice = ""
-
     def __init__(self, store, machines):
         self.machines = machines
         self._store = Store(store, "fake", 2)

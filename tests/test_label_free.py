@@ -8,6 +8,7 @@ from scipy.stats import norm, rankdata
 
 from dns_jax import diffuse, diffuse_queries
 from dns_jax.evaluation.label_free import (
+    FEWEST,
     NORMAL,
     PAPER,
     TOGETHER,
@@ -130,11 +131,28 @@ def test_what_is_no_number_stays_that_and_counts_nowhere(normalise):
 
 def test_z_is_by_mean_and_deviation_of_the_domain():
     rng = np.random.default_rng(3)
-    values, domains = rng.normal(7, 3, 20), np.arange(20) % 2
+    values, domains = rng.normal(7, 3, 2 * FEWEST), np.arange(2 * FEWEST) % 2
     got = standardise(values, domains, values, domains)
     for domain in (0, 1):
         rows = values[domains == domain]
         np.testing.assert_allclose(got[domains == domain], (rows - rows.mean()) / rows.std(), 1e-5)
+
+
+@pytest.mark.parametrize("normalise", [rank_normally, standardise])
+def test_a_domain_of_few_rows_is_compared_with_all(normalise):
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=FEWEST + 3)
+    domains = np.array(["source"] * FEWEST + ["target"] * 3)
+    values[-1] = 99.0
+    got = normalise(values, domains, values, domains)
+    one = np.zeros(len(values))
+    np.testing.assert_array_equal(got[-3:], normalise(values, one, values, one)[-3:])
+    assert got[-1] == got.max()
+
+
+def test_a_training_score_that_is_no_number_says_nothing_about_what_is_usual():
+    features, normal = np.zeros((1, 1)), np.array([1.0, np.nan, 3.0])
+    assert calibrate(np.array([5.0]), features, normal, np.zeros((3, 1))) == [3.0]
 
 
 # The systems
@@ -153,7 +171,9 @@ def test_each_option_has_its_system_and_all_have_one_together():
         "only_diffusion": PAPER | {"method": "diffusion"},
         TOGETHER: PAPER | OPTIONS,
     }
-    assert [describe(system) for system in variants][-2:] == ["Eq. 7, diffusion", "Label-free"]
+    # One option alone is all of them.
+    assert [*list_variants(PAPER | {"method": "diffusion"})] == [TOGETHER]
+    assert [describe(system) for system in variants][-2:] == ["Only diffusion", "Label-free"]
 
 
 def smooth_section(machine, section, smooth_test, smooth_train):
@@ -267,6 +287,16 @@ def test_a_section_without_test_recordings_has_no_scores(machine):
     clips, segments, serial_oe = machine
     left = (segments.split == "train") | (segments.section == 0)
     got = score((clips, segments.select(left), serial_oe[left]), **OPTIONS)
+    of_clip = dict(zip(segments.clip.tolist(), segments.section.tolist(), strict=True))
+    assert [bool(np.isfinite(x)) for x in got] == [of_clip[clip] == 0 for clip in clips]
+
+
+def test_training_rows_of_a_section_without_test_recordings_are_left_out_of_the_pool(machine):
+    clips, segments, serial_oe = machine
+    left = (segments.split == "train") | (segments.section == 0)
+    part = clips, segments.select(left), serial_oe[left]
+    options = {"pool": "test+train", "domain_normalisation": "ranks"}
+    got = score(part, scope="machine", **options)
     of_clip = dict(zip(segments.clip.tolist(), segments.section.tolist(), strict=True))
     assert [bool(np.isfinite(x)) for x in got] == [of_clip[clip] == 0 for clip in clips]
 

@@ -29,7 +29,7 @@ from dns_jax.operation import loop as loop_module
 from dns_jax.operation import monitor, showing
 from dns_jax.operation.board import Board
 from dns_jax.operation.ledger import Ledger
-from dns_jax.operation.loop import Loop
+from dns_jax.operation.loop import SLICE, Loop
 from dns_jax.operation.watching import Watcher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,7 +244,7 @@ def test_recordings_come_before_a_long_search_of_F_and_its_ranking_stands_till_t
         recordings, score = loop.detector.recordings, loop.detector.score
 
         def compare(machine, pause):
-            for block in {*range(20)} - done:  # half a second each, and never twice
+            for block in {*range(60)} - done:  # half a second each, and never twice
                 pause()
                 assert (place.out / "ranking.csv").read_bytes() == before
                 clock.now += 0.5
@@ -260,14 +260,76 @@ def test_recordings_come_before_a_long_search_of_F_and_its_ranking_stands_till_t
         loop.detector.recordings, loop.detector.score = compare, note
 
     loop = place.run(clock, search)
-    assert len(done) == 20
+    assert len(done) == 60
     # Each was scored while the search went on, with what was left of it.
     assert [name for name, _ in scored] == late
-    assert all(after < 20 for _, after in scored[:2])
+    assert all(after < 60 for _, after in scored[:2])
     place.check([*names, *late])
     assert len(loop.board.rows) == 6
     assert len((place.out / "ranking.csv").read_text().splitlines()) == 7
     assert sum("F is compared with itself" in line for line in place.said) == 1
+
+
+def test_a_search_gets_on_however_long_it_takes_to_come_to_it(place):
+    put_some(place)
+    clock, done = Time(30), []
+
+    def search(loop):
+        recordings = loop.detector.recordings
+
+        def compare(machine, pause):
+            clock.now += 1.1 * SLICE
+            while len(done) < 3:
+                pause()
+                clock.now += 10 * SLICE
+                done.append(machine)
+            return recordings(machine)
+
+        loop.detector.recordings = compare
+
+    loop = place.run(clock, search)
+    assert len(done) == 3
+    assert len(loop.board.rows) == 3
+
+
+def test_with_once_a_folder_that_takes_long_to_list_is_dealt_with(place):
+    names = put_some(place)
+    clock = Time(1000)
+
+    def slow_down(loop):
+        scan = loop.watcher.scan
+
+        def list_slowly(**how):
+            clock.now += 5.0
+            return scan(**how)
+
+        loop.watcher.scan = list_slowly
+
+    place.run(clock, slow_down, once=True)
+    place.check(names)
+
+
+def test_with_once_a_table_that_cannot_be_written_is_an_error(place, monkeypatch):
+    names = put_some(place)
+
+    def fail(*_):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(showing, "write_ranking", fail)
+    with pytest.raises(OSError, match="Permission denied"):
+        place.run(Time(1000), once=True)
+    place.check(names)
+
+
+def test_what_no_call_knows_the_machine_of_is_refused_once_until_one_does(place):
+    name = NAME.format("a")
+    place.put(name, 0)
+    for _ in range(3):
+        place.run()
+    place.check([], refused=[name])
+    assert sum("is refused" in line for line in place.said) == 1
+    place.run(machine="fan")
+    place.check([name], refused=[name])
 
 
 def test_the_same_samples_count_once(place):

@@ -163,9 +163,9 @@ def test_only_sections_that_are_there_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recordings", "default", "k"), [(30, 32, 32), (2, 32, 8), (30, 5, 4), (30, 1, 1)]
+    ("recordings", "default", "k"), [(45, 32, 32), (30, 32, 16), (2, 32, 1), (30, 5, 4), (30, 1, 1)]
 )
-def test_without_validation_sections_k_is_the_default_or_the_largest_that_fits(
+def test_without_validation_sections_k_is_the_default_or_a_fifth_of_the_pool(
     tmp_path, recordings, default, k
 ):
     counts = TRAIN | {("test", 2, "source"): (recordings, recordings)}

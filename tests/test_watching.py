@@ -1,8 +1,10 @@
 """Which recordings of a folder are handed out, and when."""
 
+import errno
 import os
 import struct
 import time
+from contextlib import contextmanager
 
 import pytest
 from fake_detector import write_sound
@@ -174,6 +176,32 @@ def test_a_file_that_vanishes_is_dropped_and_told_once(watched):
     assert [(e.kind, e.path) for e in watched.scan()] == [("gone", str(path))]
     assert watched.scan() == []
     assert len(watched.watcher) == 0
+
+
+def test_a_recording_that_cannot_be_looked_at_is_not_gone(watched, monkeypatch):
+    path, real = str(write_sound(watched.folder / "x.wav", 0)), os.scandir
+    watched.scan()
+
+    class Entry:
+        def __init__(self, entry):
+            self._entry = entry
+
+        def __getattr__(self, name):
+            return getattr(self._entry, name)
+
+        def stat(self, **how):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    @contextmanager
+    def scandir(folder):
+        with real(folder) as entries:
+            yield [Entry(entry) for entry in entries]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (event,) = watched.scan(SETTLE)
+    assert (event.kind, event.path) == ("notice", path)
+    monkeypatch.undo()
+    assert watched.settle() == ["x.wav"]
 
 
 @pytest.mark.parametrize("name", ["a", ""])

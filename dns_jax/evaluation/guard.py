@@ -1,9 +1,8 @@
-"""What can be seen without labels before eq. 7 does harm (docs/beyond.md: how often it is right).
+"""What can be seen without labels before eq. 7 does harm; docs/beyond.md: how often it is right.
 
 Smoothing amplifies the order that a_G has, right or wrong. Where a_G and SerialOE, which learned
-different things, do not order the recordings of a section and domain alike, one of them is wrong:
-in such pools eq. 7 ranked worse than a_G in three of four. And a K that is not small against the
-pool averages over both kinds of sounds, if one of them is rare.
+different things, do not order the recordings of a section and domain alike, one of them is wrong.
+And a K that is not small against the pool averages over both kinds of sounds, if one is rare.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ def find_hazards(
       a_g: f64[clips], NaN where there is none.
       serial_oe: f64[clips].
       k: K of eq. 7.
-      pool: rows of the smallest pool.
+      pool: rows that may be neighbours, of the smallest pool.
 
     Returns:
       A sentence for each hazard.

@@ -9,6 +9,7 @@ added, and no domain is louder than another. Smoothed is by eq. 7 or by diffusio
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.special import ndtri
@@ -19,6 +20,7 @@ from dns_jax.smoothing import diffuse, diffuse_queries, smooth, smooth_queries
 
 NORMAL = 10  # training rows that say what is usual
 NEIGHBOURS = 10  # of a row of the graph
+FEWEST = 20  # rows of a domain that are a scale of their own
 MOST_SHARE = 5  # K is at most a fifth of the pool: beyond the rarer kind's number it mixes both
 
 PAPER = {
@@ -39,17 +41,17 @@ def list_variants(smoothing) -> dict[str, dict[str, str]]:
 
     Returns:
       {system: its options}: each option that is not the paper's by itself, named by its value, and
-      all of them together, `TOGETHER`. Nothing for a configuration of the paper.
+      all of them together, `TOGETHER`. One option is that alone; the paper's have nothing.
     """
     ours = {name: smoothing[name] for name in PAPER}
     changed = {name: value for name, value in ours.items() if value != PAPER[name]}
     alone = {f"only_{value}": PAPER | {name: value} for name, value in changed.items()}
-    return alone | ({TOGETHER: ours} if changed else {})
+    return (alone if len(changed) > 1 else {}) | ({TOGETHER: ours} if changed else {})
 
 
 def describe(system: str) -> str:
     """Name a system of `list_variants` as the tables do."""
-    return "Label-free" if system == TOGETHER else f"Eq. 7, {system.removeprefix('only_')}"
+    return "Label-free" if system == TOGETHER else f"Only {system.removeprefix('only_')}"
 
 
 def score_label_free(
@@ -80,10 +82,11 @@ def score_label_free(
     x = _make_scores(rows, {"ae": rows.ae_score, "serial_oe": serial_oe}, options)
     _, clip = np.unique(rows.clip, return_inverse=True)
     scope = rows.section if smoothing["scope"] == "section" else np.zeros_like(rows.section)
-    tests, result = rows.split == "test", np.full(len(x), np.nan)
+    tests, result = (rows.split == "test") & np.isfinite(x), np.full(len(x), np.nan)
+    trains = (rows.split == "train") & np.isfinite(x)
     for number in np.unique(scope[tests]):
         test = np.flatnonzero((scope == number) & tests)
-        train = np.flatnonzero((scope == number) & ~tests)
+        train = np.flatnonzero((scope == number) & trains)
         in_pool = np.append(test, train) if options["pool"] == "test+train" else test
         k = min(smoothing["default_k"], max(1, len(in_pool) // MOST_SHARE))
         own = x[in_pool], rows.feature[in_pool]
@@ -91,15 +94,15 @@ def score_label_free(
         of_pool, of_queries = clip[in_pool], clip[train]
         if options["method"] == "mean" or len(in_pool) == 1:
             result[in_pool] = smooth(*own, k)
-            found = smooth_queries(*queries, *own, k)
+            smooth_train = partial(smooth_queries, k=k)
         else:
             n = min(NEIGHBOURS, len(in_pool) - 1)
             result[in_pool] = diffuse(*own, n_neighbors=n, groups=of_pool)
-            found = diffuse_queries(
-                *queries, *own, n_neighbors=n, query_groups=of_queries, pool_groups=of_pool
+            smooth_train = partial(
+                diffuse_queries, n_neighbors=n, query_groups=of_queries, pool_groups=of_pool
             )
         if options["pool"] == "test":
-            result[train] = found
+            result[train] = smooth_train(*queries, *own)
     return average_segments(result, rows.clip, clips)
 
 
@@ -158,11 +161,14 @@ def calibrate(
 
     Returns:
       f32 of the shape of `scores`; a row without a training row keeps its score less the mean of
-      all, one with a non-finite feature is NaN.
+      all, one with a non-finite feature is NaN. Training rows without a finite score count nowhere.
     """
     columns, usual = (np.asarray(x, np.float64) for x in (scores, normal_scores))
     if columns.ndim == 1:
         columns, usual = columns[:, None], usual[:, None]
+    known = np.isfinite(usual).all(axis=1)
+    usual, normal_features = usual[known], np.asarray(normal_features)[known]
+    normal_groups = None if normal_groups is None else np.asarray(normal_groups)[known]
     level = usual.mean(axis=0) if len(usual) else 0.0
     # Of the neighbours alone: a query of 0, and a column that counts them.
     pool = np.column_stack([usual - level, np.ones(len(usual))]).astype(np.float32)
@@ -188,16 +194,16 @@ def rank_normally(values, domains, of_values, of_domains) -> np.ndarray:
       values: real[N]; ties share their rank.
       domains: [N].
       of_values: real[M], among which they are ranked. One that is among them counts itself.
-      of_domains: [M]; only those of the value's own domain count, all where there are none.
+      of_domains: [M]; those of the value's own domain count, or all if it has less than `FEWEST`.
 
     Returns:
-      f32[N], finite but where a value is NaN, or where there is nothing to be ranked among.
+      f32[N], NaN where a value is, or where there is nothing to be ranked among.
     """
 
     def rank(values, among):
         among = np.sort(among)
         below, up_to = (np.searchsorted(among, values, side) for side in ("left", "right"))
-        # The middle of its share; a value outside lies half a share beyond the last.
+        # The middle of its share; one outside is halfway between the last middle and the end.
         middle = (below + up_to) / 2
         return ndtri(np.clip(middle, 0.25, len(among) - 0.25) / len(among))
 
@@ -220,7 +226,7 @@ def _by_domain(apply, values, domains, of_values, of_domains):
     for domain in np.unique(domains):
         rows = (domains == domain) & ~np.isnan(values)
         of_domain = counts & (of_domains == domain)
-        among = of_values[of_domain if of_domain.any() else counts]
+        among = of_values[of_domain if np.sum(of_domain) >= FEWEST else counts]
         if len(among):
             result[rows] = apply(values[rows], among)
     return result.astype(np.float32)

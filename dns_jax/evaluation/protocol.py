@@ -15,7 +15,7 @@ from dns_jax.data.clips import split_validation
 from dns_jax.data.refusals import DataError
 from dns_jax.evaluation import score_files
 from dns_jax.evaluation.guard import find_hazards
-from dns_jax.evaluation.label_free import list_variants, score_label_free
+from dns_jax.evaluation.label_free import MOST_SHARE, list_variants, score_label_free
 from dns_jax.evaluation.selection import Choice, select, select_by_auc
 from dns_jax.evaluation.systems import (
     average_segments,
@@ -109,7 +109,8 @@ def score_systems(
         of_segments = by_inliers[serial_oe[:2]]
         scores["serial_oe"] = average(of_segments, test), average(of_segments, train)
         smoothed = smooth_candidates(tested, config.smoothing, test["clip"], mesh)
-        choices = {"proposed": choose(smoothed, config.smoothing.default_k)}
+        fifth = max(1, count_smallest(tested, config.smoothing) // MOST_SHARE)
+        choices = {"proposed": choose(smoothed, min(fifth, config.smoothing.default_k))}
         if oracle := select(smoothed, test, selection["evaluation_sections"]):
             choices["oracle"] = Choice(*oracle, "oracle")
         for system, choice in choices.items():
@@ -123,22 +124,22 @@ def score_systems(
             scores["ae"][0],
             scores["serial_oe"][0],
             choices["proposed"].size,
-            count_smallest(tested, config.smoothing),
+            count_smallest(tested, config.smoothing, choices["proposed"].data),
         )
         for section in selection["evaluation_sections"]:
             if best := select_by_auc(smoothed, test, section):
                 names = ("size", "data", "auc")
                 selection["section_oracle"][str(section)] = dict(zip(names, best, strict=True))
+        of_segments = by_inliers[_take_default(by_inliers, config.inlier.default_clusters)]
+        names = [*test["clip"], *train["clip"]]
+        for system, options in list_variants(config.smoothing).items():
+            preemption.stop_if_reached()
+            found = score_label_free(segments, of_segments, options, config.smoothing, names)
+            scores[system] = found[: len(test)], found[len(test) :]
     if not is_first():
         return
     if inliers:
         save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
-    for system, options in list_variants(config.smoothing).items() if "proposed" in scores else ():
-        of_segments = by_inliers[_take_default(by_inliers, config.inlier.default_clusters)]
-        scores[system] = tuple(
-            score_label_free(segments, of_segments, options, config.smoothing, of["clip"])
-            for of in (test, train)
-        )
     for system, (of_test, of_train) in scores.items():
         folder = directory / "scores" / system
         for section in sorted(set(test["section"])):

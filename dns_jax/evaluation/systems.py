@@ -171,11 +171,12 @@ def take_unit(segments: Segments, unit: str) -> Segments:
     )
 
 
-def count_smallest(test: Segments, config) -> int:
-    """Count the rows of the smallest pool of some test segments; `config.smoothing`."""
+def count_smallest(test: Segments, config, data: str = "all") -> int:
+    """Count the rows of Data in the smallest pool of some test segments; `config.smoothing`."""
     rows = take_unit(test, config.unit)
-    of_scopes = rows.section if config.scope == "section" else np.zeros_like(rows.section)
-    return int(np.unique(of_scopes, return_counts=True)[1].min())
+    number = rows.section if config.scope == "section" else np.zeros_like(rows.section)
+    _, member = np.unique(number, return_inverse=True)
+    return int(np.bincount(member, _in_domain(rows.domain, data)).min())
 
 
 def _in_domain(domain, data):

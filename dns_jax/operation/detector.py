@@ -209,10 +209,11 @@ class Detector:
           machine: its name.
           pause: called again and again while F is searched; may raise to stop.
         """
+        sections = self.machines[machine]
+        thresholds = {s: self.find_threshold(machine, s, pause) for s in sections}
         held = []
         for i, score, behind in zip(*self.pool.refresh(machine, pause), strict=True):
             entry = self.pool.entries[int(i)]
-            threshold = self.find_threshold(machine, entry.section, pause)
             held.append(
                 Held(
                     id=int(i),
@@ -223,7 +224,7 @@ class Detector:
                     path=entry.path,
                     arrived=entry.arrived,
                     score=float(score),
-                    threshold=threshold,
+                    threshold=thresholds[entry.section],
                     behind=int(behind),
                 )
             )

@@ -1,4 +1,4 @@
-"""Judging a file that has landed: of which machine it is, what the detector says, or why not."""
+"""Judging a file: of which machine it is, what the detector says, or why it says nothing."""
 
 import os
 from collections.abc import Collection
@@ -19,15 +19,21 @@ def find_machine(path: str, folder: str, machines: Collection[str]) -> tuple[str
     return "", f"no machine: {lies}; the folder may be {there}, or --machine names one for all"
 
 
-def judge(detector: Any, path: str, machine: str) -> tuple[Judgement | None, str]:
-    """Return the judgement of a recording, and why there is none.
+def judge(
+    detector: Any,
+    path: str,
+    machine: str | None,
+    section: int | None = None,
+    domain: str | None = None,
+) -> tuple[Judgement | None, str]:
+    """Return the judgement of a recording, and why there is none; arguments as `Detector.score`.
 
     Raises:
       OSError: the file cannot be read.
       RuntimeError: of JAX; another recording might not have fared better.
     """
     try:
-        return detector.score(path, machine=machine), ""
+        return detector.score(path, machine=machine, section=section, domain=domain), ""
     except MemoryError:
         return None, "takes more memory than there is"
     except Unusable as error:

@@ -9,7 +9,8 @@ monitor that was killed between the two finds what the ledger lacks (`write_miss
 recording in F has one line "scored". A line that a kill has torn is cut off when the file is
 opened, and said.
 
-The file grows by 1 to 2 KB a recording; it is read once, at the start.
+The file grows by 1 to 2 KB a recording, and by 70 bytes for every recording among its neighbours
+(15 KB for K = 32 and seven segments at most); it is read once, at the start.
 """
 
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dns_jax.data.refusals import printable
-from dns_jax.operation.watching import identify
+from dns_jax.operation.watching import Found, identify
 
 DONE = ("scored", "refused", "duplicate")  # what ends the waiting of a recording
 
@@ -42,6 +43,7 @@ class Ledger:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.known: set[bytes] = set()
+        self._unplaced: set[bytes] = set()  # refused by an earlier call that knew no machine of it
         self.notices: list[str] = []
         self._whole = None  # where the whole lines end, if something torn may stand behind them
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,16 @@ class Ledger:
             self.write(entry)
         return missing
 
+    def settle(self, found: Found) -> bool:
+        """Whether an earlier call has refused a recording of which it knew no machine; known now.
+
+        Another call may know the machine, so such recordings are handed out again.
+        """
+        key = identify(found.path, found.size, found.mtime_ns)
+        if key in self._unplaced:
+            self.known.add(key)
+        return key in self._unplaced
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
@@ -114,8 +126,10 @@ class Ledger:
                 end += len(line)
                 if entry is None:
                     bad += 1
-                elif entry.get("machine") != "":  # another call may know of which machine it is
+                elif entry.get("machine") != "":
                     self._learn(entry)
+                elif key := _get_key(entry):
+                    self._unplaced.add(key)
         if bad:
             self.notices.append(
                 f"{name}: {bad} damaged line(s) are left as they are; a recording that only they "

@@ -28,10 +28,10 @@ from dns_jax.operation.watching import Found, Watcher, matches
 IDLE = 0.5  # s between two listings
 RETRY = 1.0  # s until what could not be written is tried again
 SHOW = 2.0  # s between two refreshments of what is shown
-SLICE = 1.0  # s of a search of F, after which recordings come first again
+SLICE = 1.0  # s of a search of F after which recordings come first; then twice as many
 TABLE = 5.0  # s between two writings of the table
 CROWD = 100  # recordings waiting that are worth a line
-_SHARE = 20  # what takes long in a large folder or F takes at most one part in so many of the time
+_SHARE = 20  # while recordings wait, a long listing or search has one part in so many of the time
 
 
 class Stopped(Exception):
@@ -84,8 +84,9 @@ class Loop:
         self._told: dict[str, str] = {}  # of files that are tried again, what was said
         self._crowd = CROWD
         self._busy: deque[float] = deque(maxlen=20)  # s that the latest recordings took
-        self._showing, self._searching = Showing(detector, board, table), False
-        self._trouble = ""  # of the table
+        self._showing, self._slice = Showing(detector, board, table), SLICE
+        self._searching = self._compared = False  # whether a search goes on, and whether one did
+        self._trouble = self._kept = ""  # of the table, and why nothing could be evicted
 
     def tell(self, message: str, path: str = "") -> None:
         """Say something, on the page and in the ledger, too."""
@@ -120,8 +121,8 @@ class Loop:
         with suppress(Stopped):
             self._work()
         with suppress(Stopped):
-            self._refresh(math.inf)
-        self._write_table()
+            self._refresh(whole=True)
+        self._write_table(last=True)
 
     def _work(self):
         listing = showing = writing = begin = progress = self._clock()
@@ -161,7 +162,8 @@ class Loop:
         """Act; return when to do so again."""
         start = self._clock()
         act(*args)
-        return self._clock() + max(least, _SHARE * (self._clock() - start))
+        took = self._clock() - start
+        return self._clock() + (least if self.once else max(least, _SHARE * took))
 
     def _list(self, new):
         for event in self.watcher.scan(new=new):
@@ -206,7 +208,9 @@ class Loop:
                 if _find_cause(error) is not None:
                     raise
                 reason = str(error)
-        if reason:
+        if reason and not machine and self.ledger.settle(found):
+            self.watcher.finish(found)  # it was refused by an earlier call, which said so
+        elif reason:
             self._finish(found, compose("refused", **about, reason=reason))
             self._show(f"{printable(found.path)} is refused: {printable(reason)}")
 
@@ -268,39 +272,51 @@ class Loop:
             self._show("it can be written again")
         return result
 
-    def _refresh(self, seconds=SLICE):
-        """Show what is in F now, as far as some seconds of searching it go."""
-        end = self._clock() + seconds
+    def _refresh(self, whole=False):
+        """Show what is in F now, or search F for a slice of time and go on with it later."""
+        seconds = math.inf if whole else self._slice
+        end = None
 
-        def pause():
+        def pause():  # before every block of a search
+            nonlocal end
             if self.stopping:
                 raise Stopped
-            if self._clock() > end:
+            if end is None:  # one block at least, however long it took to come here
+                end = self._clock() + seconds
+            elif self._clock() > end:
                 raise _Later
 
         try:
             self._showing.refresh(self._evict, pause)
-            self._searching = False
+            self._searching, self._slice = False, SLICE
         except _Later:
-            if not self._searching:
+            if not self._compared:
                 self._show("F is compared with itself; its ranking is shown when that is done")
-            self._searching = True
+            self._searching = self._compared = True
+            self._slice *= 2  # or it might never catch up with what comes
 
     def _evict(self):
-        if not self.limits:
-            return
+        """Let what is too old or too much leave F; say whether that is done."""
+        said = ""
         try:
-            self.detector.evict(**self.limits)
+            if self.limits:
+                self.detector.evict(**self.limits)
         except DataError as error:
             if not _may_pass(error):
                 raise
-            self._show(str(error))  # it is tried again the next time
+            said = str(error)
+            if said != self._kept:
+                self._show(said)
+        self._kept = said
+        return not said
 
-    def _write_table(self):
+    def _write_table(self, last=False):
         trouble = ""
         try:
             self._showing.write()
         except OSError as error:
+            if last and self.once:
+                raise
             trouble = f"{self.table} cannot be written: {error.strerror or error}; tried again"
             if trouble != self._trouble:
                 self._show(trouble)

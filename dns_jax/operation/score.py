@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dns_jax.commands import make_parser, say, stopping
-from dns_jax.data.headers import Unusable
-from dns_jax.data.refusals import ConfigError, DataError, printable
+from dns_jax.data.refusals import ConfigError, printable
+from dns_jax.operation.judging import judge
 
 COLUMNS = (
     "file machine section domain anomalous score threshold ae_score k behind seconds note".split()
@@ -75,15 +75,14 @@ def _score(call):
             raise ConfigError(f"--machine is missing; there are {', '.join(detector.machines)}")
         for file in call.files:
             try:
-                judgement = detector.score(
-                    file, machine=call.machine, section=call.section, domain=call.domain
-                )
-            except (Unusable, DataError, OSError) as error:
+                judgement, reason = judge(detector, file, call.machine, call.section, call.domain)
+            except OSError as error:
+                judgement, reason = None, error.strerror or str(error)
+            if judgement is None:
                 failed += 1
-                reason = error.strerror if isinstance(error, OSError) else error
                 say(f"{file}: {reason}")
-                continue
-            print(_FORMATS[call.format](file, judgement), flush=True)
+            else:
+                print(_FORMATS[call.format](file, judgement), flush=True)
     return min(failed, 1)
 
 

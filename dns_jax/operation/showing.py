@@ -32,24 +32,23 @@ class Showing:
         self._files[id_] = size, mtime_ns
         self._fresh = False
 
-    def refresh(self, evict: Callable[[], None], pause: Callable[[], None]) -> None:
+    def refresh(self, evict: Callable[[], bool], pause: Callable[[], None]) -> None:
         """Show F as it is now, if anything has come.
 
         Args:
-          evict: lets what is too old leave F before that.
+          evict: lets what is too old leave F before that; False where it must be tried again.
           pause: called again and again while F is searched; may raise, and the next call goes on.
         """
         if self._fresh:
             return
-        evict()
-        files = {}
+        evicted, files = evict(), {}
         for machine in self._detector.machines:
             there = self._detector.recordings(machine, pause)
             known = sorted((one for one in there if one.id in self._files), key=lambda one: one.id)
             rows = [_make_row(machine, one, *self._files[one.id]) for one in known[-LAST:]]
             files |= {row.id: (row.size, row.mtime_ns) for row in rows}
             self._board.show(machine, rows, len(there))
-        self._files, self._fresh, self._written = files, True, False
+        self._files, self._fresh, self._written = files, evicted, False
 
     def write(self) -> None:
         """Write the table, if it has changed.

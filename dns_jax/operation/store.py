@@ -127,10 +127,13 @@ class Store:
 
     @property
     def last_id(self) -> int:
-        """The highest id that was ever given; 0 if none was."""
-        row = self._database.execute(
-            "SELECT seq FROM sqlite_sequence WHERE name = 'recordings'"
-        ).fetchone()
+        """The highest id that was ever given; 0 if none was; raises as `read`."""
+        try:
+            row = self._database.execute(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'recordings'"
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise DataError(f"{printable(self.path)}: {_explain(error)}") from error
         return row[0] if row else 0
 
     def read(self) -> Iterator[tuple[int, Recording]]:

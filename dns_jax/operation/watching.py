@@ -133,8 +133,8 @@ class Watcher:
         ]
         self._troubles = troubles
         for path in [p for p, e in self._waiting.items() if e.listing != self._listing]:
-            # What lies in a folder that cannot be listed is not gone.
-            if not any(path.startswith(folder + os.sep) for folder in troubles):
+            # What cannot be looked at, or lies in a folder that cannot be listed, is not gone.
+            if not any(path == of or path.startswith(of + os.sep) for of in troubles):
                 del self._waiting[path]
                 events.append(Event("gone", path, "is gone before it was scored"))
         self._due = deque(path for path, entry in self._waiting.items() if entry.due <= now)
