@@ -3,10 +3,10 @@ r"""No labels: the scores of both networks, calibrated, ranked and diffused, bes
     python -m dns_jax.main --config=configs/label_free.py --workdir=runs/mine \
         --config.data_dir=DIR --config.machines=MACHINE
 
-The networks of `configs/small.py`. Table II has a row "Label-free", and one for each of its options
-by itself. docs/beyond.md says what each is worth and how this was chosen. Nothing of it is chosen
-by labels; where the recordings have some, `--config.validation_sections` and
-`--config.evaluation_sections` put the paper's setting beside it.
+The networks of `configs/small.py`. The scores are in <machine>/seed_<s>/scores/label_free/, and
+nothing of them is chosen by labels; ranking and report go by Proposed, as everywhere. Where the
+recordings have labels, Table II has a row "Label-free" and one for each of its options by itself,
+beside the paper's setting. docs/beyond.md says what each is worth and how this was chosen.
 """
 
 import ml_collections
