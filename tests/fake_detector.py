@@ -19,6 +19,7 @@ from dns_jax.data.headers import NeedsFloat, Wanted, read_recording
 from dns_jax.data.names import parse_name
 from dns_jax.data.refusals import DataError
 from dns_jax.data.years import YEARS
+from dns_jax.operation.judgement import Held
 from dns_jax.operation.recording import Recording
 from dns_jax.operation.store import Store
 
@@ -40,17 +41,6 @@ class Judgement(NamedTuple):
 
     def to_json(self):
         return self._asdict()
-
-
-class Held(NamedTuple):
-    id: int
-    clip: str
-    section: int
-    domain: str
-    path: str
-    arrived: float
-    score: float
-    threshold: float
 
 
 class FakeDetector:
@@ -110,11 +100,12 @@ class FakeDetector:
         return id_ if new else None
 
     def _remember(self, id_, r, score):
-        held = Held(id_, r.clip, r.section, r.domain, r.path, r.arrived, score, THRESHOLD)
-        self._held[id_] = r.machine, held
+        self._held[id_] = Held(
+            id_, r.clip, r.machine, r.section, r.domain, r.path, r.arrived, score, THRESHOLD, 0
+        )
 
     def recordings(self, machine, pause=lambda: None):
-        return [held for name, held in self._held.values() if name == machine]
+        return [held for held in self._held.values() if held.machine == machine]
 
     def results(self):
         return [(id_, recording.result) for id_, recording in self._store.read()]

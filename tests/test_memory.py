@@ -19,7 +19,7 @@ def step(x):  # several blocks of 128 MB at once
 
 x = jnp.ones((4096, 8192))
 faults = []
-for _ in range(4):
+for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

@@ -640,7 +640,11 @@ def test_a_stopped_process_leaves_nothing_half_and_the_next_brings_the_rest(
 ):
     name, size = "eval_data_fan_train.zip", len(site.records[MORE]["eval_data_fan_train.zip"])
     site.faults[name] = ["hang"]
-    script = "import sys; from dns_jax.data import zenodo; zenodo.main(sys.argv[2:], sys.argv[1])"
+    script = (
+        # A worker of xdist ignores SIGINT, and so would what it starts.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from dns_jax.data import zenodo; zenodo.main(sys.argv[2:], sys.argv[1])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, site.api, "--machines=fan", f"--out={tmp_path}/data"],
         cwd=ROOT,
