@@ -272,13 +272,14 @@ def test_recordings_come_before_a_long_search_of_F_and_its_ranking_stands_till_t
 
 def test_a_search_gets_on_however_long_it_takes_to_come_to_it(place):
     put_some(place)
-    clock, done = Time(30), []
+    clock, done, calls = Time(30), [], []
 
     def search(loop):
         recordings = loop.detector.recordings
 
         def compare(machine, pause):
-            clock.now += 1.1 * SLICE
+            calls.append(machine)
+            clock.now += 1.1 * loop._slice  # longer than it may take, always
             while len(done) < 3:
                 pause()
                 clock.now += 10 * SLICE
@@ -289,6 +290,7 @@ def test_a_search_gets_on_however_long_it_takes_to_come_to_it(place):
 
     loop = place.run(clock, search)
     assert len(done) == 3
+    assert len(calls) < 9  # a block each, and what is asked for when there is nothing to search
     assert len(loop.board.rows) == 3
 
 
