@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from mimii_features import IDS, SNRS, Cell, read_cell, train_autoencoder, train_discriminator
-from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dns_jax.data.refusals import DataError
+from dns_jax.evaluation.spectra import fit_spectra
 from dns_jax.files import write_file
 from dns_jax.inlier import fit_inlier, score_features
 
@@ -33,8 +33,7 @@ def score_cells(cells: dict[str, Cell], snr: str, seed: int) -> dict[str, np.nda
     ids = cell.product.argmax(axis=1)
     features = np.asarray(f_d(cell.train, train=False))
     inliers = [fit_inlier(features[ids == number], 2, seed) for number in range(len(IDS))]
-    pca = PCA(32).fit(cell.train)
-    mixture = fit_inlier(pca.transform(cell.train), 8, seed)
+    score_spectra = fit_spectra(cell.train, seed)
     arrays = {"section_train": ids}
     tested = list(cells) if snr == SHIFTED else [snr]
     psis = {"train": cell.train}
@@ -42,13 +41,11 @@ def score_cells(cells: dict[str, Cell], snr: str, seed: int) -> dict[str, np.nda
     for name, psi in psis.items():
         residual = psi - np.asarray(f_g(psi, train=False))
         feature = np.asarray(f_d(psi, train=False))
-        inside = pca.transform(psi)
-        outside = np.square(psi - pca.inverse_transform(inside)).sum(axis=1)
         of_ids = np.stack([score_features(h, feature) for h in inliers])
         section = ids if name == "train" else cells[name].clips["section"].to_numpy()
         arrays |= {
             f"ae_{name}": np.square(residual).mean(axis=1),
-            f"gmm_{name}": score_features(mixture, inside) + outside / (2 * pca.noise_variance_),
+            f"gmm_{name}": score_spectra(psi),
             f"serial_oe_{name}": of_ids[section, np.arange(len(section))],
             f"feature_{name}": feature,
             f"residual_{name}": residual,

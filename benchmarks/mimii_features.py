@@ -53,6 +53,7 @@ from dns_jax.evaluation.drawing import draw_anomaly_rates, draw_pool_sizes, save
 from dns_jax.evaluation.metrics import section_hmean
 from dns_jax.evaluation.pools import stack_pools
 from dns_jax.evaluation.selection import select
+from dns_jax.evaluation.spectra import fit_spectra
 from dns_jax.feeding import Feed
 from dns_jax.hosts import Preemption
 from dns_jax.inlier import fit_inlier, score_features
@@ -258,11 +259,7 @@ def score_by_components(cell: Cell, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores PCA-16 and GMM-NLL of the test clips."""
     pca = PCA(16).fit(cell.train)
     error = np.square(cell.test - pca.inverse_transform(pca.transform(cell.test))).mean(axis=1)
-    pca = PCA(32).fit(cell.train)
-    inside = pca.transform(cell.test)
-    outside = np.square(cell.test - pca.inverse_transform(inside)).sum(axis=1)
-    mixture = fit_inlier(pca.transform(cell.train), 8, seed)
-    return error, score_features(mixture, inside) + outside / (2 * pca.noise_variance_)
+    return error, fit_spectra(cell.train, seed)(cell.test)
 
 
 def measure(cell: Cell, seed: int, figure: Path | None = None) -> dict[str, float]:
@@ -313,6 +310,8 @@ def draw_curves(cell: Cell, a_g, f_d, lines: Mapping[str, float], figure: Path) 
         start=np.zeros(count, np.float32),
         ae_score=np.float32(a_g),
         feature=np.float32(f_d),
+        spectrum=np.empty((count, 0)),
+        residual=np.empty((count, 0)),
     )
     pools = stack_pools(segments, range(len(IDS)), "segment", "section")
     sizes, rates = measure_pool_sizes(pools), measure_anomaly_rates(pools, (32, "all"))

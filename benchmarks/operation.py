@@ -55,6 +55,8 @@ def build_detector(rows: int, train: int = 200):
         start=np.tile(np.arange(windows, dtype=np.float32), train),
         ae_score=rng.gamma(9.0, size=train * windows).astype(np.float32),
         feature=rng.normal(size=(train * windows, 128)).astype(np.float32),
+        spectrum=np.empty((train * windows, 0)),
+        residual=np.empty((train * windows, 0)),
     )
     trained = Trained(
         config=config,

@@ -118,10 +118,12 @@ def get_config() -> ml_collections.ConfigDict:
     smoothing.default_k = 32  # without validation sections; at most a fifth of the smallest pool
     # Beyond the paper, without labels (docs/beyond.md): each that is changed has its row in Table
     # II by itself, and all of them one together.
-    smoothing.generative = "ae"  # what is smoothed; "serial_oe", or their z-scores: "ae+serial_oe"
+    smoothing.generative = "ae"  # what is smoothed; or "gmm" of mean spectra, "serial_oe", or the
+    # sum of some of their z-scores, as "ae+serial_oe" and "ae+gmm+serial_oe"
     smoothing.score_transform = "none"  # "log" of a_G; "calibrated": less what is usual nearby, too
     smoothing.domain_normalisation = "none"  # within section and domain: "z" or "ranks"
     smoothing.pool = "test"  # "test+train": training recordings are neighbours, too
+    smoothing.space = "f_d"  # of the neighbours; joined with the mean residual: "f_d+residual"
     smoothing.method = "mean"  # eq. 7; "diffusion" over the graph of nearest neighbours
 
     config.threshold_percentile = 90.0  # of the training recordings' scores, for decisions [B]

@@ -1,12 +1,12 @@
-r"""No labels: the scores of both networks, calibrated, ranked and diffused, beside the paper.
+r"""No labels: the scores of both networks, calibrated, ranked and diffused, instead of eq. 7.
 
     python -m dns_jax.main --config=configs/label_free.py --workdir=runs/mine \
         --config.data_dir=DIR --config.machines=MACHINE
 
-The networks of `configs/small.py`. The scores are in <machine>/seed_<s>/scores/label_free/, and
-nothing of them is chosen by labels; ranking and report go by Proposed, as everywhere. Where the
-recordings have labels, Table II has a row "Label-free" and one for each of its options by itself,
-beside the paper's setting. docs/beyond.md says what each is worth and how this was chosen.
+The networks of `configs/small.py`. Ranking and report go by these scores, which no label has
+chosen; they are in <machine>/seed_<s>/scores/label_free/. Where the recordings have labels, Table
+II has a row "Label-free" and one for each of its options by itself, beside the paper's setting.
+docs/beyond.md says what each is worth and how this was chosen.
 """
 
 import ml_collections
@@ -21,5 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.smoothing.generative = "ae+serial_oe"
     config.smoothing.score_transform = "calibrated"
     config.smoothing.domain_normalisation = "ranks"
+    config.smoothing.space = "f_d+residual"
     config.smoothing.method = "diffusion"
     return config

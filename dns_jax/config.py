@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from itertools import combinations
 
 import ml_collections
 
@@ -29,6 +30,10 @@ def _are_sections(values):
 def _are_stages(rows):
     return all(len(row) == 5 and all(map(_is_count, row)) for row in rows)
 
+
+_GENERATIVE = tuple(
+    "+".join(scores) for n in (1, 2, 3) for scores in combinations(("ae", "gmm", "serial_oe"), n)
+)
 
 # Every field there is, by what it may be; * stands for both networks.
 _LIMITS = (
@@ -112,10 +117,11 @@ _LIMITS = (
             "data.standardise": ("recording", "machine", "none"),
             "smoothing.unit": ("segment", "clip"),
             "smoothing.scope": ("section", "machine"),
-            "smoothing.generative": ("ae", "serial_oe", "ae+serial_oe"),
+            "smoothing.generative": _GENERATIVE,
             "smoothing.score_transform": ("none", "log", "calibrated"),
             "smoothing.domain_normalisation": ("none", "z", "ranks"),
             "smoothing.pool": ("test", "test+train"),
+            "smoothing.space": ("f_d", "f_d+residual"),
             "smoothing.method": ("mean", "diffusion"),
         }.items()
     ),
@@ -207,9 +213,10 @@ def _relations(config) -> Iterator[tuple[bool, str]]:
     )
     smoothing = config.smoothing
     yield (
-        not (smoothing.generative == "serial_oe" and smoothing.score_transform == "log"),
+        "ae" in smoothing.generative or smoothing.score_transform != "log",
         "--config.smoothing.score_transform=log is of a_G, which "
-        "--config.smoothing.generative=serial_oe leaves out; it may be none or calibrated",
+        f"--config.smoothing.generative={smoothing.generative} leaves out; it may be none or "
+        "calibrated",
     )
     yield (
         not (data.synthetic and config.data_dir),

@@ -18,6 +18,7 @@ from dns_jax import __version__
 from dns_jax.config import check_config
 from dns_jax.data.clips import split_validation
 from dns_jax.data.waveforms import Waveforms, standardise
+from dns_jax.evaluation.label_free import needs_spectra
 from dns_jax.evaluation.protocol import score_systems
 from dns_jax.evaluation.results import print_tables, tabulate
 from dns_jax.hosts import (
@@ -167,6 +168,7 @@ def make_segments(
         waveforms,
         config,
         name=f"{name} scores",
+        spectra=needs_spectra(config.smoothing),
         **devices,
     )
     if is_first():

@@ -19,8 +19,7 @@ from dns_jax.data.refusals import reading
 from dns_jax.data.waveforms import Waveforms
 from dns_jax.files import write_file
 from dns_jax.hosts import Preemption, is_first
-from dns_jax.models.autoencoder import Autoencoder
-from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
+from dns_jax.models.autoencoder import Autoencoder, describe_segments
 from dns_jax.models.serial_oe import SerialOE
 from dns_jax.parallel import compile_rows, own_rows, replicate
 
@@ -36,10 +35,16 @@ class Segments(NamedTuple):
     start: np.ndarray  # f32[segments], s
     ae_score: np.ndarray  # f32[segments], a_G of eq. 2
     feature: np.ndarray  # f32[segments, D], f_D
+    # Of no dimension, and not in the file, where `config.smoothing` does not ask for them.
+    spectrum: np.ndarray  # f32[segments, mels], time mean of the log-mel spectrum, dB
+    residual: np.ndarray  # f32[segments, mels], that of what the autoencoder leaves, dB
 
     def select(self, mask: np.ndarray) -> "Segments":
         """Return the rows where ``mask: bool[segments]`` is true."""
         return Segments(*(field[mask] for field in self))
+
+
+_OPTIONAL = ("spectrum", "residual")
 
 
 def cut_segments(lengths: np.ndarray, samples: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,19 +61,23 @@ def cut_segments(lengths: np.ndarray, samples: int, hop: int) -> tuple[np.ndarra
     return recording, (np.arange(len(recording)) - first) * hop
 
 
-def split_networks(autoencoder: Autoencoder, serial_oe: SerialOE | None) -> tuple[Callable, Any]:
+def split_networks(
+    autoencoder: Autoencoder, serial_oe: SerialOE | None, spectra: bool = False
+) -> tuple[Callable, Any]:
     """Return the pure function ``state, f32[n, samples] -> a_G f32[n], f_D f32[n, D]``, and state.
 
     Args:
       autoencoder: trained f_G.
       serial_oe: trained f_D; None: features of no dimension.
+      spectra: whether spectrum and residual follow f_D, f32[n, mels] each.
     """
     graph, state = nnx.split((autoencoder, serial_oe))
 
     def score(state, segments):
         autoencoder, serial_oe = nnx.merge(graph, state)
-        a_g = score_by_autoencoder(autoencoder, segments)
-        return a_g, serial_oe(segments, train=False) if serial_oe else jnp.zeros((len(a_g), 0))
+        a_g, *of_mels = describe_segments(autoencoder, segments)
+        f_d = serial_oe(segments, train=False) if serial_oe else jnp.zeros((len(a_g), 0))
+        return a_g, f_d, *(of_mels if spectra else ())
 
     return score, state
 
@@ -83,6 +92,7 @@ def score_segments(
     mesh: Mesh,
     preemption: Preemption,
     name: str,
+    spectra: bool = False,
 ) -> Segments:
     """Compute a_G and f_D of all segments of the given recordings, in batches of one shape.
 
@@ -95,6 +105,7 @@ def score_segments(
       mesh: the devices, which share the segments.
       preemption: asked after every batch whether to stop.
       name: for the progress bar.
+      spectra: whether to keep spectrum and residual.
 
     Raises:
       Preempted: the run was asked to stop.
@@ -104,7 +115,7 @@ def score_segments(
     rows = clips.index.to_numpy()
     recording, start = cut_segments(waveforms.lengths[rows], samples, hop)
 
-    score, state = split_networks(autoencoder, serial_oe)
+    score, state = split_networks(autoencoder, serial_oe, spectra)
     state = replicate(mesh, state)
     score = compile_rows(score, mesh)
     batch = config.scoring_batch * mesh.size
@@ -122,7 +133,10 @@ def score_segments(
             results[-2] = jax.device_get(results[-2])
         preemption.stop_if_reached()
     results = jax.device_get(results)
-    ae_score, feature = (np.concatenate(c)[: len(start)] for c in zip(*results, strict=True))
+    ae_score, feature, *of_mels = (
+        np.concatenate(column)[: len(start)] for column in zip(*results, strict=True)
+    )
+    spectrum, residual = of_mels or 2 * [_keep_none(len(start))]
     table = clips.iloc[recording]
     return Segments(
         clip=table["clip"].to_numpy(np.str_),
@@ -133,15 +147,28 @@ def score_segments(
         start=(start / config.data.rate).astype(np.float32),
         ae_score=ae_score,
         feature=feature,
+        spectrum=spectrum,
+        residual=residual,
     )
 
 
 def save_segments(path: Path, segments: Segments) -> None:
     """Write `segments.npz`: plain arrays, no pickle."""
-    write_file(path, lambda file: np.savez(file, **segments._asdict()))
+    arrays = segments._asdict()
+    for name in _OPTIONAL:
+        if not arrays[name].shape[1]:
+            del arrays[name]
+    write_file(path, lambda file: np.savez(file, **arrays))
 
 
 def load_segments(path: Path) -> Segments:
     """Read `segments.npz`; raises DataError where it is damaged."""
     with reading(path), open(path, "rb") as file, np.load(file) as arrays:
-        return Segments(*(arrays[field] for field in Segments._fields))
+        loaded = {name: arrays[name] for name in Segments._fields if name in arrays.files}
+        for name in _OPTIONAL:
+            loaded.setdefault(name, _keep_none(len(arrays["clip"])))
+        return Segments(**{name: loaded[name] for name in Segments._fields})
+
+
+def _keep_none(rows):
+    return np.zeros((rows, 0), np.float32)

@@ -32,6 +32,7 @@ _ONCE = {
     "smoothing.score_transform": "none",
     "smoothing.domain_normalisation": "none",
     "smoothing.pool": "test",
+    "smoothing.space": "f_d",
     "smoothing.method": "mean",
 }
 

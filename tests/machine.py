@@ -6,7 +6,7 @@ import pandas as pd
 from dns_jax.scoring import Segments
 
 
-def make_machine(counts, *, windows=(2, 3, 4), seed=0, dimension=3):
+def make_machine(counts, *, windows=(2, 3, 4), seed=0, dimension=3, mels=0):
     """Make up recordings and their segments.
 
     Features are normal about a mean of the section; anomalies have features and scores further out.
@@ -16,6 +16,7 @@ def make_machine(counts, *, windows=(2, 3, 4), seed=0, dimension=3):
       windows: segments that a recording may have.
       seed: of all numbers.
       dimension: of the features.
+      mels: of spectrum and residual.
 
     Returns:
       The table of recordings with the column `usable`, and the segments.
@@ -41,6 +42,7 @@ def make_machine(counts, *, windows=(2, 3, 4), seed=0, dimension=3):
     means = 3 * rng.normal(size=(table["section"].max() + 1, dimension))
     scale = np.where(anomalous, 1.5, 1.0)[:, None]
     feature = means[table["section"]] + scale * rng.normal(size=(len(table), dimension))
+    spectrum, residual = rng.normal(size=(2, len(table), mels)).astype(np.float32)
     return clips, Segments(
         clip=table["clip"].to_numpy(np.str_),
         split=table["split"].to_numpy(np.str_),
@@ -50,6 +52,8 @@ def make_machine(counts, *, windows=(2, 3, 4), seed=0, dimension=3):
         start=np.zeros(len(table), np.float32),
         ae_score=(rng.gamma(9.0, size=len(table)) + 1.5 * anomalous).astype(np.float32),
         feature=feature.astype(np.float32),
+        spectrum=spectrum,
+        residual=residual,
     )
 
 

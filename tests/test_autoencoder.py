@@ -12,7 +12,12 @@ from flax import nnx
 from scipy import stats
 
 from configs import default
-from dns_jax.models.autoencoder import Autoencoder, reconstruction_loss, score_segments
+from dns_jax.models.autoencoder import (
+    Autoencoder,
+    describe_segments,
+    reconstruction_loss,
+    score_segments,
+)
 from dns_jax.models.batch_norm import BatchNorm
 
 PAPER = nnx.eval_shape(lambda: Autoencoder(default.get_config().autoencoder, rngs=nnx.Rngs(0)))
@@ -101,6 +106,15 @@ def test_equation_2_is_averaged_over_the_vectors_of_each_segment(autoencoder, se
     got = score_segments(autoencoder, segments)
     assert got.shape == (3,)
     np.testing.assert_allclose(got, a_ae.mean(axis=1), rtol=1e-4)
+
+
+def test_spectrum_and_residual_are_means_over_time_of_each_mel_band(autoencoder, segments, vectors):
+    reconstructed, _ = reconstruct(autoencoder, vectors, train=False)
+    _, *got = describe_segments(autoencoder, segments)
+    for ours, of_vectors in zip(got, (vectors, vectors - reconstructed), strict=True):
+        assert ours.shape == (3, 16)
+        bands = [of_vectors[:, :, band::16].mean(axis=(1, 2)) for band in range(16)]
+        np.testing.assert_allclose(ours, np.stack(bands, axis=1), rtol=1e-4, atol=2e-4)
 
 
 def test_training_moves_the_running_statistics_by_a_hundredth_of_the_unbiased_moments(

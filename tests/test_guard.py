@@ -32,7 +32,9 @@ def test_a_k_above_a_fifth_of_the_pool_is_said(clips, scores, k, pool, said):
     hazards = find_hazards(clips, *scores, k, pool)
     assert len(hazards) == said
     if said:
-        assert hazards[0].startswith(f"K = {k} is more than a fifth of the smallest pool ({pool} ")
+        assert hazards[0].startswith(
+            f"K = {k} of eq. 7 is more than a fifth of the smallest pool ({pool} "
+        )
 
 
 def test_a_section_and_domain_where_the_scores_do_not_agree_is_named(clips, scores):

@@ -1,4 +1,4 @@
-"""Smoothing without labels: what is calibrated, ranked and smoothed, against loops in NumPy."""
+"""Smoothing without labels: what is smoothed, and over what, against loops in NumPy."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,16 @@ from scipy.stats import norm, rankdata
 
 from dns_jax import diffuse, diffuse_queries
 from dns_jax.evaluation.label_free import (
-    FEWEST,
-    NORMAL,
     PAPER,
     TOGETHER,
-    calibrate,
     describe,
     list_variants,
-    rank_normally,
+    needs_spectra,
+    score_generatively,
     score_label_free,
-    standardise,
 )
+from dns_jax.evaluation.normalising import NORMAL, join_spaces
+from dns_jax.evaluation.spectra import fit_spectra
 from dns_jax.evaluation.systems import average_segments, take_unit
 
 COUNTS = {
@@ -42,7 +41,7 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def machine():
     """Segments with a_G above 0, the table of clips, and scores of SerialOE."""
-    clips, segments = make_machine(COUNTS, windows=(2,))  # pools of one size, compiled once
+    clips, segments = make_machine(COUNTS, windows=(2,), mels=5)  # pools of one size
     segments = segments._replace(ae_score=np.exp(segments.ae_score))
     serial_oe = np.random.default_rng(5).gamma(2.0, size=len(segments.clip))
     return clips["clip"].tolist(), segments, serial_oe
@@ -50,112 +49,10 @@ def machine():
 
 def score(machine, unit="segment", scope="section", default_k=32, **options):
     clips, segments, serial_oe = machine
-    smoothing = {"unit": unit, "scope": scope, "default_k": default_k}
-    return score_label_free(segments, serial_oe, PAPER | options, smoothing, clips)
-
-
-# The parts
-
-
-@pytest.mark.parametrize("columns", [(), (2,)])
-def test_calibrated_is_what_lies_above_the_mean_of_the_nearest_training_rows(columns):
-    rng = np.random.default_rng(0)
-    scores, normal = rng.normal(50, 9, (30, *columns)), rng.normal(40, 9, (25, *columns))
-    features, of_normal = rng.normal(size=(30, 4)), rng.normal(size=(25, 4))
-    expected = np.empty_like(scores)
-    for i, feature in enumerate(features):
-        nearest = np.argsort(np.square(of_normal - feature).sum(1), kind="stable")[:NORMAL]
-        expected[i] = scores[i] - normal[nearest].mean(0)
-    got = calibrate(scores, features, normal, of_normal)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    # A constant of the machine changes nothing, however large.
-    np.testing.assert_allclose(
-        calibrate(scores + 1e5, features, normal + 1e5, of_normal), expected, atol=1e-3
-    )
-
-
-def test_a_row_is_not_what_is_usual_for_itself():
-    rng = np.random.default_rng(1)
-    scores, features = rng.normal(size=12), rng.normal(size=(12, 3))
-    groups = np.arange(12) // 2
-    got = calibrate(scores, features, scores, features, groups=groups, normal_groups=groups)
-    for i, feature in enumerate(features):
-        others = np.flatnonzero(groups != groups[i])
-        nearest = others[np.argsort(np.square(features[others] - feature).sum(1))[:NORMAL]]
-        assert got[i] == pytest.approx(scores[i] - scores[nearest].mean(), abs=1e-6)
-
-
-def test_without_training_rows_or_a_finite_feature_nothing_is_made_up():
-    scores, features = np.array([1.0, 2, 3]), np.array([[0.0], [1], [np.nan]])
-    nothing = np.zeros(0), np.zeros((0, 1))
-    np.testing.assert_array_equal(calibrate(scores, features, *nothing), [1, 2, np.nan])
-    one = np.array([5.0]), np.array([[0.0]])
-    np.testing.assert_array_equal(calibrate(scores, features, *one), [-4, -3, np.nan])
-
-
-def test_ranks_are_quantiles_of_the_normal_distribution_within_each_domain():
-    rng = np.random.default_rng(2)
-    values, domains = rng.integers(0, 9, 40).astype(float), np.array(["source", "target"] * 20)
-    got = rank_normally(values, domains, values, domains)
-    for domain in ("source", "target"):
-        rows = domains == domain
-        expected = norm.ppf((rankdata(values[rows]) - 0.5) / rows.sum())
-        np.testing.assert_allclose(got[rows], expected, rtol=1e-5, atol=1e-6)
-    # Only the order counts.
-    np.testing.assert_array_equal(
-        got, rank_normally(np.exp(3 * values), domains, np.exp(3 * values), domains)
-    )
-
-
-@pytest.mark.parametrize("normalise", [rank_normally, standardise])
-def test_what_is_outside_keeps_its_order_and_is_finite(normalise):
-    among, domains = np.arange(5.0), np.zeros(5)
-    values = np.array([-1e9, 0, 0.5, 3, 4, 1e9])
-    got = normalise(values, np.zeros(6), among, domains)
-    assert np.isfinite(got).all()
-    assert (np.diff(got) > 0).all()
-    # A domain that is not among them is compared with all.
-    np.testing.assert_array_equal(got, normalise(values, np.ones(6), among, domains))
-
-
-@pytest.mark.parametrize("normalise", [rank_normally, standardise])
-def test_what_is_no_number_stays_that_and_counts_nowhere(normalise):
-    values, domain = np.array([1, np.nan, 3.0]), np.zeros(3)
-    got = normalise(values, domain, values, domain)
-    np.testing.assert_array_equal(
-        got, np.insert(normalise(values[::2], domain[::2], values[::2], domain[::2]), 1, np.nan)
-    )
-    assert np.isnan(normalise(values, domain, np.zeros(0), np.zeros(0))).all()
-    assert not normalise(np.ones(3), domain, np.ones(3), domain).any()  # all alike
-
-
-def test_z_is_by_mean_and_deviation_of_the_domain():
-    rng = np.random.default_rng(3)
-    values, domains = rng.normal(7, 3, 2 * FEWEST), np.arange(2 * FEWEST) % 2
-    got = standardise(values, domains, values, domains)
-    for domain in (0, 1):
-        rows = values[domains == domain]
-        np.testing.assert_allclose(got[domains == domain], (rows - rows.mean()) / rows.std(), 1e-5)
-
-
-@pytest.mark.parametrize("normalise", [rank_normally, standardise])
-def test_a_domain_of_few_rows_is_compared_with_all(normalise):
-    rng = np.random.default_rng(4)
-    values = rng.normal(size=FEWEST + 3)
-    domains = np.array(["source"] * FEWEST + ["target"] * 3)
-    values[-1] = 99.0
-    got = normalise(values, domains, values, domains)
-    one = np.zeros(len(values))
-    np.testing.assert_array_equal(got[-3:], normalise(values, one, values, one)[-3:])
-    assert got[-1] == got.max()
-
-
-def test_a_training_score_that_is_no_number_says_nothing_about_what_is_usual():
-    features, normal = np.zeros((1, 1)), np.array([1.0, np.nan, 3.0])
-    assert calibrate(np.array([5.0]), features, normal, np.zeros((3, 1))) == [3.0]
-
-
-# The systems
+    options = PAPER | options
+    smoothing = options | {"unit": unit, "scope": scope, "default_k": default_k}
+    scores = score_generatively(segments, serial_oe, smoothing, 0)
+    return score_label_free(segments, scores, options, smoothing, clips)
 
 
 def test_a_configuration_of_the_paper_asks_for_nothing():
@@ -237,6 +134,56 @@ def test_training_recordings_may_be_neighbours(machine):
             assert got[clip] == pytest.approx(smoothed[rows.clip == clip].mean(), rel=1e-5)
 
 
+def test_neighbours_may_be_those_in_f_d_joined_with_the_residual(machine):
+    clips, segments, serial_oe = machine
+    got = score(machine, space="f_d+residual", default_k=4)
+    joined = np.empty((len(segments.clip), 3 + 5), np.float32)
+    for section in (0, 2):
+        here = segments.section == section
+        pool = np.flatnonzero(segments.split[here] == "test")
+        both = segments.feature[here], segments.residual[here]
+        joined[here] = join_spaces(both, pool)
+    expected = score((clips, segments._replace(feature=joined), serial_oe), default_k=4)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert (np.abs(got - score(machine, default_k=4)) > 1e-3).any()
+
+
+def test_a_mixture_of_the_training_recordings_spectra_is_a_score(machine):
+    clips, segments, serial_oe = machine
+    got = score(machine, generative="gmm", default_k=1)
+    mixture = fit_spectra(segments.spectrum[segments.split == "train"], 0)(segments.spectrum)
+    np.testing.assert_allclose(got, average_segments(mixture, segments.clip, clips), rtol=1e-5)
+    # Of all three the z-scores are added.
+    z = np.zeros(len(mixture))
+    for section in (0, 2):
+        here = segments.section == section
+        tests = here & (segments.split == "test")
+        for column in (segments.ae_score, mixture, serial_oe):
+            for domain in ("source", "target"):
+                of_domain = tests & (segments.domain == domain)
+                rows = here & (segments.domain == domain)
+                z[rows] += (column[rows] - column[of_domain].mean()) / column[of_domain].std()
+    got = score(machine, generative="ae+gmm+serial_oe", default_k=1)
+    np.testing.assert_allclose(got, average_segments(z, segments.clip, clips), atol=1e-4)
+
+
+def test_a_segment_without_a_finite_spectrum_has_no_such_score(machine):
+    clips, segments, serial_oe = machine
+    for split in ("test", "train"):
+        row = np.flatnonzero(segments.split == split)[0]
+        spectrum = segments.spectrum.copy()
+        spectrum[row, 0] = np.inf
+        broken = clips, segments._replace(spectrum=spectrum), serial_oe
+        got = score(broken, generative="gmm", default_k=1)
+        assert np.isnan(got).tolist() == [clip == segments.clip[row] for clip in clips]
+
+
+def test_only_what_is_asked_for_needs_spectra():
+    assert not needs_spectra(PAPER | OPTIONS)
+    assert needs_spectra(PAPER | {"generative": "ae+gmm"})
+    assert needs_spectra(PAPER | {"space": "f_d+residual"})
+
+
 def test_what_is_smoothed_is_the_sum_of_calibrated_ranks(machine):
     clips, segments, serial_oe = machine
     options = OPTIONS | {"method": "mean"}
@@ -260,7 +207,10 @@ def test_what_is_smoothed_is_the_sum_of_calibrated_ranks(machine):
                 assert got[clip] == pytest.approx(value, abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, OPTIONS, OPTIONS | {"pool": "test+train"}])
+EVERYTHING = OPTIONS | {"generative": "ae+gmm+serial_oe", "space": "f_d+residual"}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING, EVERYTHING | {"pool": "test+train"}])
 @pytest.mark.parametrize(("unit", "scope"), [("segment", "section"), ("clip", "machine")])
 def test_every_recording_has_a_score_that_no_label_changes(machine, options, unit, scope):
     clips, segments, serial_oe = machine

@@ -43,6 +43,7 @@ def write_run(
     machine="fan",
     seed=0,
     year=2021,
+    beyond=False,
 ):
     """Write by hand what a run leaves about a machine, with any numbers as scores.
 
@@ -55,6 +56,7 @@ def write_run(
       machine: its name.
       seed: of the run.
       year: whose file names the scores have.
+      beyond: whether there are scores without labels, too.
 
     Returns:
       {system: {recording: (score, decision)}}.
@@ -79,7 +81,8 @@ def write_run(
     cells = list(zip(test.section[first].tolist(), test.domain[first].tolist(), strict=True))
     rng = np.random.default_rng(0)
     written = {}
-    for system in ["ae", *(name for name, pair in chosen.items() if pair)]:
+    systems = ["ae", *(name for name, pair in chosen.items() if pair), *["label_free"] * beyond]
+    for system in systems:
         scores = rng.normal(10, 3, len(clips))
         decisions = (scores > 12).astype(float)
         for kind, write, values in (
@@ -125,11 +128,22 @@ def test_every_test_recording_has_its_labels_and_the_scores_of_all_systems(
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_scores_without_labels_are_read_back_and_rank_where_there_are_some(segments, tmp_path):
+    written = write_run(tmp_path / "beyond", segments, beyond=True)
+    outcome = read_outcome(tmp_path / "beyond", "fan", 0)
+    assert outcome.systems == [*SYSTEMS, "label_free"]
+    assert outcome.system == "label_free"
+    of_clip = zip(outcome.tested["label_free"], outcome.tested["label_free_decision"], strict=True)
+    assert [*of_clip] == [written["label_free"][clip] for clip in outcome.tested["clip"]]
+    write_run(tmp_path / "paper", segments)
+    assert read_outcome(tmp_path / "paper", "fan", 0).system == "proposed"
+
+
 def test_where_serial_oe_was_not_trained_the_autoencoder_is_alone(segments, tmp_path):
     alone = segments._replace(feature=np.zeros((len(segments.clip), 0), np.float32))
     write_run(tmp_path, alone, None)
     outcome = read_outcome(tmp_path, "fan", 0)
-    assert outcome.systems == ["ae"]
+    assert (outcome.systems, outcome.system) == (["ae"], "ae")
     assert outcome.choice is None
     assert set(outcome.tested) == {"clip", "section", "domain", "label", "ae", "ae_decision"}
 

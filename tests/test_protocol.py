@@ -13,7 +13,7 @@ from sklearn.mixture import GaussianMixture
 from dns_jax.config import check_config
 from dns_jax.data.clips import split_validation
 from dns_jax.data.refusals import DataError
-from dns_jax.evaluation.label_free import list_variants, score_label_free
+from dns_jax.evaluation.label_free import list_variants, score_generatively, score_label_free
 from dns_jax.evaluation.protocol import score_systems
 from dns_jax.evaluation.score_files import fit_threshold
 from dns_jax.evaluation.systems import (
@@ -34,7 +34,7 @@ SYSTEMS = {"ae", "serial_oe", "proposed", "oracle"}
 
 def make_machine(counts):
     """Two segments a recording: pools of equal size are compiled once."""
-    return machine.make_machine(counts, windows=(2,))
+    return machine.make_machine(counts, windows=(2,), mels=5)
 
 
 def make_config(**fields):
@@ -310,15 +310,16 @@ def expected_scores(scored, system):
 
 def test_options_beyond_the_paper_have_files_of_their_own_and_change_no_others(scored, tmp_path):
     options = {
-        "smoothing.generative": "ae+serial_oe",
+        "smoothing.generative": "ae+gmm+serial_oe",
         "smoothing.score_transform": "calibrated",
         "smoothing.domain_normalisation": "ranks",
+        "smoothing.space": "f_d+residual",
         "smoothing.method": "diffusion",
     }
     ours = Scored(tmp_path, scored.clips, scored.segments, make_config(**options))
     variants = list_variants(ours.config.smoothing)
     assert ours.systems() == SYSTEMS | {*variants}
-    assert len(variants) == 5
+    assert len(variants) == 6
     for system in SYSTEMS:
         for kind in ("anomaly_score", "decision_result"):
             assert ours.read_all(kind, system) == scored.read_all(kind, system)
@@ -326,9 +327,10 @@ def test_options_beyond_the_paper_have_files_of_their_own_and_change_no_others(s
     segments = ours.segments
     fitted = fit_inliers(segments, segments.split == "train", (2,), 0, pytest.fail)
     serial_oe = score_by_inliers(segments, fitted[2, "all"])
+    generative = score_generatively(segments, serial_oe, ours.config.smoothing, 0)
     train = ours.clips[ours.clips["split"] == "train"]
     for system, options in variants.items():
-        how = segments, serial_oe, options, ours.config.smoothing
+        how = segments, generative, options, ours.config.smoothing
         test = select_tests(ours.clips)
         expected = score_label_free(*how, test["clip"])
         got = ours.read_all("anomaly_score", system)
@@ -336,15 +338,48 @@ def test_options_beyond_the_paper_have_files_of_their_own_and_change_no_others(s
         of_train = score_label_free(*how, train["clip"])
         decisions = ours.read_all("decision_result", system)
         for section in SECTIONS:
-            threshold, _ = fit_threshold(of_train[(train["section"] == section).to_numpy()], 90.0)
+            of_section = of_train[(train["section"] == section).to_numpy()]
+            normal = ours.selection["normal"][system][str(section)]
+            assert normal["mean"] == pytest.approx(of_section.mean(), rel=1e-5, abs=1e-6)
+            assert normal["deviation"] == pytest.approx(of_section.std(ddof=1), rel=1e-5)
+            threshold, _ = fit_threshold(of_section, 90.0)
             here = (test["section"] == section).to_numpy()
             for clip, score in zip(test["clip"][here], expected[here], strict=True):
                 assert decisions[clip] == (score > threshold)
 
 
+def test_what_normal_recordings_score_is_in_the_selection(scored):
+    train = scored.clips[scored.clips["split"] == "train"]
+    for system in ("ae", "proposed"):
+        of_train = average_segments(scored.trained.ae_score, scored.trained.clip, train["clip"])
+        if system == "proposed":
+            _, of_train = expected_scores(scored, "proposed")
+        assert {*scored.selection["normal"][system]} == {*map(str, SECTIONS)}
+        for section in SECTIONS:
+            scores = of_train[(train["section"] == section).to_numpy()]
+            normal = scored.selection["normal"][system][str(section)]
+            assert normal["mean"] == pytest.approx(scores.sum() / 11)
+            squares = np.square(scores - scores.sum() / 11).sum()
+            assert normal["deviation"] == pytest.approx(np.sqrt(squares / 10))
+
+
+def test_recordings_without_a_score_say_nothing_of_normal_ones(tmp_path):
+    clips, segments = make_machine(TRAIN | TEST)
+    of_first = segments.clip == clips["clip"][0]
+    of_second = (segments.split == "train") & (segments.section == 1)
+    a_g = np.where(of_first, np.nan, segments.ae_score).astype(np.float32)
+    a_g[of_second & (segments.clip != segments.clip[of_second][0])] = np.nan
+    normal = Scored(tmp_path, clips, segments._replace(ae_score=a_g)).selection["normal"]["ae"]
+    own = (segments.section == 0) & (segments.split == "train") & ~of_first
+    assert normal["0"]["mean"] == pytest.approx(a_g[own].mean())  # all have two segments
+    assert "1" not in normal  # one is left
+
+
 def test_what_speaks_against_the_smoothed_scores_is_in_the_selection(scored):
     size = scored.selection["proposed"]["size"]
-    said = any(text.startswith(f"K = {size} is more") for text in scored.selection["warnings"])
+    said = any(
+        text.startswith(f"K = {size} of eq. 7 is more") for text in scored.selection["warnings"]
+    )
     assert said == (size > 32 // 5)  # two segments of 16 recordings
 
 

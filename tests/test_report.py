@@ -231,6 +231,28 @@ def test_folders_of_recordings_become_a_ranked_list(smoothed_folders, capsys):
     assert "Table II" not in printed
 
 
+def test_scores_without_labels_rank_where_they_are_asked_for(smoothed_folders, folders):
+    workdir = run_on_folders(
+        folders,
+        folders / "label_free",
+        **{
+            "data.others": str(folders / "others"),
+            "smoothing.generative": "ae+gmm+serial_oe",
+            "smoothing.space": "f_d+residual",
+            "smoothing.method": "diffusion",
+        },
+    )
+    ranking = pd.read_csv(workdir / "ranking.csv")
+    assert len(ranking) == len(pd.read_csv(smoothed_folders / "ranking.csv"))
+    assert (ranking["system"] == "label_free").all()
+    assert ranking["deviations"].is_monotonic_decreasing
+    text = " ".join(Reader((workdir / "report.html").read_text()).text)
+    assert "The score is that without labels, of segments (generative ae+gmm+serial_oe," in text
+    assert "a_prop, smoothed over" not in text
+    with np.load(workdir / "machine" / "seed_0" / "segments.npz") as arrays:
+        assert len(arrays["spectrum"]) == len(arrays["residual"]) == len(arrays["clip"])
+
+
 def test_names_are_escaped_in_text_and_data(smoothed_folders):
     page = (smoothed_folders / "report.html").read_text()
     assert "<img src=x" not in page

@@ -8,7 +8,7 @@ import tiny
 from flax import nnx
 
 from dns_jax.hosts import Preempted, Preemption
-from dns_jax.models.autoencoder import Autoencoder
+from dns_jax.models.autoencoder import Autoencoder, describe_segments
 from dns_jax.models.autoencoder import score_segments as score_by_autoencoder
 from dns_jax.models.serial_oe import SerialOE
 from dns_jax.parallel import make_mesh
@@ -76,11 +76,12 @@ def clips():
     )
 
 
-def score(networks, clips, recordings, batch, **more):
+def score(networks, clips, recordings, batch, spectra=False, **more):
     config = tiny.make_config()
     config.scoring_batch = batch
     where = tiny.on_one_device(**more)
-    return score_segments(*networks, clips, recordings, config, name="fan", **where)
+    where |= {"name": "fan", "spectra": spectra}
+    return score_segments(*networks, clips, recordings, config, **where)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +111,25 @@ def test_every_window_is_scored_as_if_it_were_alone(networks, recordings, segmen
         np.testing.assert_allclose(segments.feature[i : i + 1], f_d, rtol=1e-3, atol=1e-4)
 
 
+def test_spectra_are_kept_where_they_are_asked_for(networks, clips, recordings, segments, tmp_path):
+    assert segments.spectrum.shape == segments.residual.shape == (6, 0)
+    kept = score(networks, clips, recordings, 4, spectra=True)
+    for name in ("ae_score", "feature"):
+        np.testing.assert_allclose(getattr(kept, name), getattr(segments, name), rtol=1e-4)
+    for i, (row, start) in enumerate([(3, 0), (3, 500), (3, 1000), (0, 0), (0, 500), (4, 0)]):
+        window = recordings.samples[row][None, start : start + 2000]
+        _, spectrum, residual = describe_segments(networks[0], window)
+        np.testing.assert_allclose(kept.spectrum[i : i + 1], spectrum, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(kept.residual[i : i + 1], residual, rtol=1e-3, atol=1e-3)
+    save_segments(tmp_path / "segments.npz", kept)
+    for got, expected in zip(load_segments(tmp_path / "segments.npz"), kept, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("batch", [6, 7], ids=["fits", "exceeds"])
 def test_the_size_of_the_batches_changes_nothing(networks, clips, recordings, segments, batch):
     other = score(networks, clips, recordings, batch)
-    for ours, theirs in zip(other[:-2], segments[:-2], strict=True):
+    for ours, theirs in zip(other[:6], segments[:6], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert other.feature.shape == (6, 8)
     np.testing.assert_allclose(other.ae_score, segments.ae_score, rtol=1e-5)
@@ -149,9 +165,9 @@ def test_one_program_scores_any_number_of_recordings(networks, monkeypatch, coun
 
     def count_traces(autoencoder, segments):
         traced.append(segments.shape)
-        return score_by_autoencoder(autoencoder, segments)
+        return describe_segments(autoencoder, segments)
 
-    monkeypatch.setattr("dns_jax.scoring.score_by_autoencoder", count_traces)
+    monkeypatch.setattr("dns_jax.scoring.describe_segments", count_traces)
     segments = score(networks, *make_clips(count), batch=4)
     assert len(segments.clip) == 2 * count
     assert traced == [(4, 2000)]
@@ -207,6 +223,8 @@ def test_the_columns_have_the_contracts_types(segments):
         "start": "f",
         "ae_score": "f",
         "feature": "f",
+        "spectrum": "f",
+        "residual": "f",
     }
     numbers = segments.section, segments.label, segments.start, segments.ae_score, segments.feature
     assert {column.dtype.itemsize for column in numbers} == {4}
@@ -220,7 +238,7 @@ def test_a_saved_table_comes_back_bit_for_bit_without_pickle(tmp_path, segments)
         assert got.dtype == expected.dtype
         np.testing.assert_array_equal(got, expected)
     with np.load(tmp_path / "segments.npz", allow_pickle=False) as arrays:
-        assert set(arrays.files) == set(Segments._fields)
+        assert set(arrays.files) == {*Segments._fields} - {"spectrum", "residual"}
         assert all(not arrays[name].dtype.hasobject for name in arrays.files)
 
 

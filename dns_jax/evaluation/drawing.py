@@ -12,11 +12,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
+from dns_jax.evaluation.label_free import TOGETHER, describe
 from dns_jax.evaluation.tables import METHODS
 from dns_jax.files import write_file
 from dns_jax.scoring import Segments
 
-COLOURS = {"ae": "0.5", "serial_oe": "tab:orange", "proposed": "tab:blue", "oracle": "tab:cyan"}
+COLOURS = {
+    "ae": "0.5",
+    "serial_oe": "tab:orange",
+    "proposed": "tab:blue",
+    "oracle": "tab:cyan",
+    TOGETHER: "tab:green",
+}
+NAMES = METHODS | {TOGETHER: describe(TOGETHER)}
 METRIC = "hmean of AUC and pAUC [%]"
 _DATA_COLOURS = {"source": "tab:blue", "all": "tab:red"}
 _MARKERS = ((0, "o", 16, "normal"), (1, "X", 34, "anomalous"), (-1, "s", 16, "not labelled"))
@@ -179,7 +187,7 @@ def draw_anomaly_rates(curves: pd.DataFrame, lines: Mapping[str, float]) -> Figu
 
 
 def draw_section(tested: pd.DataFrame, systems: Sequence[str]) -> Figure:
-    """Draw the score histograms of AE and Proposed, and the ROC curves of all systems.
+    """Draw the score histograms of AE, Proposed and Label-free, and the ROC curves of all systems.
 
     Args:
       tested: the recordings of one section (`outcomes.Outcome.tested`).
@@ -187,7 +195,7 @@ def draw_section(tested: pd.DataFrame, systems: Sequence[str]) -> Figure:
     """
     from sklearn.metrics import roc_curve
 
-    shown = [system for system in ("ae", "proposed") if system in systems]
+    shown = [system for system in ("ae", "proposed", TOGETHER) if system in systems]
     figure = Figure(figsize=(3.6 * len(shown) + 3.4, 3.1), layout="constrained")
     *histograms, roc = figure.subplots(1, len(shown) + 1)
     for axis, system in zip(histograms, shown, strict=True):
@@ -204,14 +212,14 @@ def draw_section(tested: pd.DataFrame, systems: Sequence[str]) -> Figure:
                 axis.hist(
                     scores[rows & np.isfinite(scores)], bins, color=colour, alpha=0.55, label=name
                 )
-        axis.set(title=METHODS[system], xlabel="anomaly score", ylabel="recordings")
+        axis.set(title=NAMES[system], xlabel="anomaly score", ylabel="recordings")
         axis.legend(fontsize="small")
     known = tested[tested["label"] >= 0]
     for system in systems:
         scored = known[np.isfinite(known[system])]
         if scored["label"].nunique() == 2:
             rates = roc_curve(scored["label"], scored[system])[:2]
-            roc.plot(*(100 * rate for rate in rates), color=COLOURS[system], label=METHODS[system])
+            roc.plot(*(100 * rate for rate in rates), color=COLOURS[system], label=NAMES[system])
     roc.axvspan(0, 10, color="0.93", zorder=0)
     roc.plot([0, 100], [0, 100], color="0.8", lw=1, zorder=0)
     roc.set(title="ROC (shaded: pAUC)", xlabel="false alarms [%]", ylabel="anomalies found [%]")

@@ -35,9 +35,9 @@ def find_hazards(
     hazards = []
     if k > 1 and k > pool // MOST_SHARE:
         hazards.append(
-            f"K = {k:,} is more than a fifth of the smallest pool ({pool:,} rows): so large a K "
-            "makes scores alike and mixes the rarer sounds with the others; look at a_G, too, and "
-            "score more recordings together"
+            f"K = {k:,} of eq. 7 is more than a fifth of the smallest pool ({pool:,} rows): so "
+            "large a K makes scores alike and mixes the rarer sounds with the others; look at a_G, "
+            "too, and score more recordings together"
         )
     places = [
         f"{section:02d} {domain} ({agreement:+.2f})"

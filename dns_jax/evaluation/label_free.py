@@ -2,25 +2,26 @@ r"""Beyond the paper: smoothing where nobody has labels. docs/beyond.md says wha
 
     x_i = sum over the generative scores g of N(c(g_i)),   a = smoothed x
 
-c is "none", "log", or "calibrated": less the mean over the `NORMAL` training rows nearest in f_D,
+g are a_G ("ae"), SerialOE's score and that of a mixture of mean spectra ("gmm", `spectra`). c is
+"none", "log" of a_G, or "calibrated": less the mean over the `NORMAL` training rows nearest in f_D,
 what is usual where y_i lies. N is "none", "z", or "ranks": the rank among the test rows of the same
 section and domain, as a quantile of the normal distribution; so scores of any unit and tail can be
-added, and no domain is louder than another. Smoothed is by eq. 7 or by diffusion (`diffuse`).
+added, and no domain is louder than another. Smoothed is by eq. 7 or by diffusion (`diffuse`), over
+neighbours in f_D or in f_D joined with the autoencoder's mean residual ("f_d+residual").
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from scipy.special import ndtri
 
+from dns_jax.evaluation.normalising import calibrate, join_spaces, rank_normally, standardise
+from dns_jax.evaluation.spectra import fit_spectra
 from dns_jax.evaluation.systems import average_segments, take_unit
 from dns_jax.scoring import Segments
 from dns_jax.smoothing import diffuse, diffuse_queries, smooth, smooth_queries
 
-NORMAL = 10  # training rows that say what is usual
 NEIGHBOURS = 10  # of a row of the graph
-FEWEST = 20  # rows of a domain that are a scale of their own
 MOST_SHARE = 5  # K is at most a fifth of the pool: beyond the rarer kind's number it mixes both
 
 PAPER = {
@@ -28,6 +29,7 @@ PAPER = {
     "score_transform": "none",
     "domain_normalisation": "none",
     "pool": "test",
+    "space": "f_d",
     "method": "mean",
 }
 TOGETHER = "label_free"  # the system of all options that are set
@@ -49,6 +51,11 @@ def list_variants(smoothing) -> dict[str, dict[str, str]]:
     return (alone if len(changed) > 1 else {}) | ({TOGETHER: ours} if changed else {})
 
 
+def needs_spectra(smoothing) -> bool:
+    """Whether `config.smoothing` asks for the spectra and residuals of the segments."""
+    return "gmm" in smoothing["generative"].split("+") or smoothing["space"] != PAPER["space"]
+
+
 def describe(system: str) -> str:
     """Name a system of `list_variants` as the tables do."""
     return "Label-free" if system == TOGETHER else f"Only {system.removeprefix('only_')}"
@@ -56,7 +63,7 @@ def describe(system: str) -> str:
 
 def score_label_free(
     segments: Segments,
-    serial_oe: np.ndarray,
+    scores: Mapping[str, np.ndarray],
     options: Mapping[str, str],
     smoothing,
     clips: Sequence[str],
@@ -68,7 +75,7 @@ def score_label_free(
 
     Args:
       segments: all of the machine.
-      serial_oe: f64[segments], SerialOE's scores with the default number of Gaussians.
+      scores: of `score_generatively`.
       options: of `list_variants`.
       smoothing: `config.smoothing`; K is `default_k`, at most a fifth of the pool.
       clips: the recordings that are asked for.
@@ -77,9 +84,7 @@ def score_label_free(
       f64[clips], high means anomalous; NaN in a pool without test recordings.
     """
     rows = take_unit(segments, smoothing["unit"])
-    if smoothing["unit"] == "clip":
-        serial_oe = average_segments(serial_oe, segments.clip, rows.clip)
-    x = _make_scores(rows, {"ae": rows.ae_score, "serial_oe": serial_oe}, options)
+    x = _make_scores(rows, scores, options)
     _, clip = np.unique(rows.clip, return_inverse=True)
     scope = rows.section if smoothing["scope"] == "section" else np.zeros_like(rows.section)
     tests, result = (rows.split == "test") & np.isfinite(x), np.full(len(x), np.nan)
@@ -89,8 +94,10 @@ def score_label_free(
         train = np.flatnonzero((scope == number) & trains)
         in_pool = np.append(test, train) if options["pool"] == "test+train" else test
         k = min(smoothing["default_k"], max(1, len(in_pool) // MOST_SHARE))
-        own = x[in_pool], rows.feature[in_pool]
-        queries = x[train], rows.feature[train]
+        space = rows.feature
+        if options["space"] == "f_d+residual":
+            space = join_spaces([space, rows.residual], in_pool)
+        own, queries = (x[in_pool], space[in_pool]), (x[train], space[train])
         of_pool, of_queries = clip[in_pool], clip[train]
         if options["method"] == "mean" or len(in_pool) == 1:
             result[in_pool] = smooth(*own, k)
@@ -104,6 +111,32 @@ def score_label_free(
         if options["pool"] == "test":
             result[train] = smooth_train(*queries, *own)
     return average_segments(result, rows.clip, clips)
+
+
+def score_generatively(
+    segments: Segments, serial_oe: np.ndarray, smoothing, seed: int
+) -> dict[str, np.ndarray]:
+    """Return the scores that may be smoothed, of every row of the pools.
+
+    Args:
+      segments: all of the machine.
+      serial_oe: f64[segments], SerialOE's scores with the default number of Gaussians.
+      smoothing: `config.smoothing`.
+      seed: of the mixture of spectra.
+
+    Returns:
+      {"ae", "serial_oe" and, where it is asked for, "gmm": real[rows]}.
+    """
+    rows = take_unit(segments, smoothing["unit"])
+    if smoothing["unit"] == "clip":
+        serial_oe = average_segments(serial_oe, segments.clip, rows.clip)
+    scores = {"ae": rows.ae_score, "serial_oe": serial_oe}
+    if "gmm" in smoothing["generative"].split("+"):
+        usable = np.isfinite(rows.spectrum).all(axis=1)
+        scores["gmm"] = np.full(len(usable), np.nan)
+        score = fit_spectra(rows.spectrum[usable & (rows.split == "train")], seed)
+        scores["gmm"][usable] = score(rows.spectrum[usable])
+    return scores
 
 
 def _make_scores(rows, scores, options):
@@ -143,90 +176,3 @@ def _calibrate_section(rows, values):
         groups=clip,  # a training recording is not what is usual for itself
         normal_groups=clip[normal],
     )
-
-
-def calibrate(
-    scores, features, normal_scores, normal_features, *, groups=None, normal_groups=None
-) -> np.ndarray:
-    """Subtract from each score the mean over the nearest training rows.
-
-    Args:
-      scores: real[N] or real[N, S], of which a difference means something, such as logarithms.
-      features: real[N, D], f_D.
-      normal_scores: real[P] or real[P, S], of the section's training rows, all normal.
-      normal_features: real[P, D].
-      groups: int[N], training rows of the own group are left out (None: none are). Goes with
-        `normal_groups`.
-      normal_groups: int[P].
-
-    Returns:
-      f32 of the shape of `scores`; a row without a training row keeps its score less the mean of
-      all, one with a non-finite feature is NaN. Training rows without a finite score count nowhere.
-    """
-    columns, usual = (np.asarray(x, np.float64) for x in (scores, normal_scores))
-    if columns.ndim == 1:
-        columns, usual = columns[:, None], usual[:, None]
-    known = np.isfinite(usual).all(axis=1)
-    usual, normal_features = usual[known], np.asarray(normal_features)[known]
-    normal_groups = None if normal_groups is None else np.asarray(normal_groups)[known]
-    level = usual.mean(axis=0) if len(usual) else 0.0
-    # Of the neighbours alone: a query of 0, and a column that counts them.
-    pool = np.column_stack([usual - level, np.ones(len(usual))]).astype(np.float32)
-    nothing = np.zeros((len(columns), pool.shape[1]), np.float32)
-    found = smooth_queries(
-        nothing,
-        features,
-        pool,
-        normal_features,
-        1 + min(NORMAL, len(usual)),
-        query_groups=groups,
-        pool_groups=normal_groups,
-    )
-    *sums, count = np.asarray(found, np.float64).T
-    means = np.divide(sums, count, out=np.zeros_like(sums), where=count != 0)
-    return (columns - level - means.T).astype(np.float32).reshape(np.shape(scores))
-
-
-def rank_normally(values, domains, of_values, of_domains) -> np.ndarray:
-    """Turn values into normal scores: quantiles of the normal distribution by their rank.
-
-    Args:
-      values: real[N]; ties share their rank.
-      domains: [N].
-      of_values: real[M], among which they are ranked. One that is among them counts itself.
-      of_domains: [M]; those of the value's own domain count, or all if it has less than `FEWEST`.
-
-    Returns:
-      f32[N], NaN where a value is, or where there is nothing to be ranked among.
-    """
-
-    def rank(values, among):
-        among = np.sort(among)
-        below, up_to = (np.searchsorted(among, values, side) for side in ("left", "right"))
-        # The middle of its share; one outside is halfway between the last middle and the end.
-        middle = (below + up_to) / 2
-        return ndtri(np.clip(middle, 0.25, len(among) - 0.25) / len(among))
-
-    return _by_domain(rank, values, domains, of_values, of_domains)
-
-
-def standardise(values, domains, of_values, of_domains) -> np.ndarray:
-    """Subtract the mean and divide by the standard deviation; arguments as `rank_normally`."""
-
-    def scale(values, among):
-        return (values - among.mean()) / (among.std() or 1.0)
-
-    return _by_domain(scale, values, domains, of_values, of_domains)
-
-
-def _by_domain(apply, values, domains, of_values, of_domains):
-    values, of_values = np.asarray(values, np.float64), np.asarray(of_values, np.float64)
-    domains, of_domains = np.asarray(domains), np.asarray(of_domains)
-    result, counts = np.full(len(values), np.nan), np.isfinite(of_values)
-    for domain in np.unique(domains):
-        rows = (domains == domain) & ~np.isnan(values)
-        of_domain = counts & (of_domains == domain)
-        among = of_values[of_domain if np.sum(of_domain) >= FEWEST else counts]
-        if len(among):
-            result[rows] = apply(values[rows], among)
-    return result.astype(np.float32)

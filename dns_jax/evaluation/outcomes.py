@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dns_jax.data.refusals import reading
+from dns_jax.evaluation.label_free import TOGETHER
 from dns_jax.evaluation.results import SYSTEMS
 from dns_jax.evaluation.score_files import read_scores
 from dns_jax.evaluation.systems import take_unit
@@ -37,7 +38,12 @@ class Outcome(NamedTuple):
     @property
     def systems(self) -> list[str]:
         """The systems that have scores, in the order of Table II."""
-        return [system for system in SYSTEMS if system in self.tested]
+        return [system for system in (*SYSTEMS, TOGETHER) if system in self.tested]
+
+    @property
+    def system(self) -> str:
+        """The system that the recordings are ranked by: the one that was asked for."""
+        return TOGETHER if TOGETHER in self.tested else "proposed" if self.choice else "ae"
 
     @property
     def choice(self) -> tuple[int, str] | None:
@@ -62,7 +68,7 @@ def read_outcome(workdir: Path, machine: str, seed: int) -> Outcome:
         clips, first = np.unique(test.clip, return_index=True)
         columns = {name: getattr(test, name)[first] for name in ("section", "domain", "label")}
         tested = pd.DataFrame({"clip": clips, **columns})
-        for system in SYSTEMS:
+        for system in (*SYSTEMS, TOGETHER):
             folder = directory / "scores" / system
             for kind, column in (
                 ("anomaly_score", system),

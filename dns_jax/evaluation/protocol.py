@@ -15,7 +15,12 @@ from dns_jax.data.clips import split_validation
 from dns_jax.data.refusals import DataError
 from dns_jax.evaluation import score_files
 from dns_jax.evaluation.guard import find_hazards
-from dns_jax.evaluation.label_free import MOST_SHARE, list_variants, score_label_free
+from dns_jax.evaluation.label_free import (
+    MOST_SHARE,
+    list_variants,
+    score_generatively,
+    score_label_free,
+)
 from dns_jax.evaluation.selection import Choice, select, select_by_auc
 from dns_jax.evaluation.systems import (
     average_segments,
@@ -74,6 +79,7 @@ def score_systems(
         "oracle": None,
         "section_oracle": {},
         "warnings": [],
+        "normal": {},
     }
 
     def choose(candidates, default_size):
@@ -132,10 +138,12 @@ def score_systems(
                 selection["section_oracle"][str(section)] = dict(zip(names, best, strict=True))
         of_segments = by_inliers[_take_default(by_inliers, config.inlier.default_clusters)]
         names = [*test["clip"], *train["clip"]]
+        generative = score_generatively(segments, of_segments, config.smoothing, seed)
         for system, options in list_variants(config.smoothing).items():
             preemption.stop_if_reached()
-            found = score_label_free(segments, of_segments, options, config.smoothing, names)
+            found = score_label_free(segments, generative, options, config.smoothing, names)
             scores[system] = found[: len(test)], found[len(test) :]
+    selection["normal"] = {system: _sum_up(train, of) for system, (_, of) in scores.items()}
     if not is_first():
         return
     if inliers:
@@ -153,6 +161,18 @@ def score_systems(
                 say(f"{machine} section {section:02d}, {system}: threshold {how}")
             _write_section(folder, test, of_test, section, threshold, config.data.year)
     write_text(directory / "selection.json", json.dumps(selection, indent=1) + "\n")
+
+
+def _sum_up(train, scores):
+    """{section: mean and standard deviation of its training recordings' scores}, where known."""
+    normal = {}
+    for section in sorted(set(train["section"])):
+        of_section = scores[(train["section"] == section).to_numpy()]
+        of_section = of_section[np.isfinite(of_section)]
+        if len(of_section) > 1:
+            deviation = float(np.std(of_section, ddof=1))
+            normal[str(section)] = {"mean": float(np.mean(of_section)), "deviation": deviation}
+    return normal
 
 
 def _take_default(candidates, default_size):

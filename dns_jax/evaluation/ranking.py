@@ -1,8 +1,8 @@
 """Which recordings to listen to first: the test recordings of a run by how far they stand out.
 
 Scores of sections are not on one scale. What a recording is ranked by is how many standard
-deviations its score lies above those of the section's normal training recordings (for Proposed
-these are smoothed as queries against the test pool, as for the decision threshold).
+deviations its score lies above those of the section's normal training recordings (smoothed as
+queries against the test pool, as for the decision threshold).
 """
 
 from collections import Counter
@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from dns_jax.evaluation.outcomes import Outcome
-from dns_jax.evaluation.systems import average_segments, take_unit
+from dns_jax.evaluation.systems import take_unit
 from dns_jax.scoring import Segments
-from dns_jax.smoothing import smooth_queries
 
 COLUMNS = (
     *("machine", "rank", "clip", "section", "domain", "label", "system", "score", "deviations"),
@@ -29,23 +28,24 @@ def rank_recordings(outcome: Outcome, smoothing) -> pd.DataFrame:
       smoothing: `config.smoothing`, unit and scope of the pools.
 
     Returns:
-      `COLUMNS`: system "proposed", or "ae" where nothing was smoothed; its score; deviations from
+      `COLUMNS`: system, `Outcome.system`; its score; deviations from
       the normal training recordings [standard deviations]; anomalous, the decision (0, 1); the
       autoencoder's score and the rank by it; nearest, the names of the recordings that most of its
       segments are nearest to in the discriminative feature space, `;` between them.
     """
-    system = "proposed" if outcome.choice else "ae"
+    system = outcome.system
     tested = outcome.tested.assign(machine=outcome.machine, system=system, nearest="")
     tested = tested.rename(columns={f"{system}_decision": "anomalous"})
     tested["score"], tested["ae_score"] = tested[system], tested["ae"]
     for name in (system, "ae"):
         tested[f"{name}_deviations"] = np.nan
+        normal = outcome.selection.get("normal", {}).get(name, {})
         for section, members in tested.groupby("section").indices.items():
-            training = _score_training(outcome, int(section), name, smoothing)
-            spread = np.std(training, ddof=1) if len(training) > 1 else 0.0
-            if spread > 0:
-                above = tested[name].to_numpy()[members] - np.mean(training)
-                tested.loc[tested.index[members], f"{name}_deviations"] = above / spread
+            of_section = normal.get(str(section), {"deviation": 0})
+            if of_section["deviation"] > 0:
+                above = tested[name].to_numpy()[members] - of_section["mean"]
+                rows = tested.index[members], f"{name}_deviations"
+                tested.loc[rows] = above / of_section["deviation"]
     tested["deviations"] = tested[f"{system}_deviations"]
     tested["ae_rank"] = _rank(tested, "ae_deviations", "ae_score")
     tested["rank"] = _rank(tested, "deviations", "score")
@@ -88,23 +88,6 @@ def find_neighbours(rows: Segments, data: str, count: int) -> np.ndarray:
         nearest = order[np.sort(first)[:count]]
         found[row, : len(nearest)] = nearest
     return found
-
-
-def _score_training(outcome, section, system, smoothing):
-    """f64[recordings], finite scores of the section's training recordings under a system."""
-    segments = outcome.segments
-    train, test = segments.split == "train", segments.split == "test"
-    queries = take_unit(segments.select(train & (segments.section == section)), smoothing["unit"])
-    test &= (segments.section == section) | (smoothing["scope"] == "machine")
-    pool = take_unit(segments.select(test), smoothing["unit"])
-    scores = queries.ae_score
-    if system == "proposed" and len(queries.clip):
-        k, data = outcome.choice
-        candidates = (pool.domain == "source") | (data == "all")
-        of_pool = pool.ae_score, pool.feature, k
-        scores = smooth_queries(scores, queries.feature, *of_pool, candidates=candidates)
-    scores = average_segments(np.asarray(scores), queries.clip, np.unique(queries.clip))
-    return scores[np.isfinite(scores)]
 
 
 def _list_nearest(outcome, smoothing, count=3):

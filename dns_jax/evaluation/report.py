@@ -18,6 +18,7 @@ from dns_jax.data.waveforms import Waveforms
 from dns_jax.evaluation import drawing, exhibits, figures
 from dns_jax.evaluation.curves import COLUMNS
 from dns_jax.evaluation.findings import list_findings
+from dns_jax.evaluation.label_free import TOGETHER, list_variants
 from dns_jax.evaluation.outcomes import Outcome, read_outcome
 from dns_jax.evaluation.ranking import COLUMNS as RANKING
 from dns_jax.evaluation.ranking import rank_recordings
@@ -181,13 +182,19 @@ def _describe_machine(outcome, smoothing):
     """Say what the score is, and what its reader should know."""
     if not outcome.choice:
         return "The score is a_G, the autoencoder's: SerialOE was not trained, nothing is smoothed."
-    k, data = outcome.choice
-    chosen = outcome.selection["proposed"]["how"]
-    how = "chosen on the validation sections" if chosen == "validation" else "the default"
     rows = {"segment": "segments", "clip": "recordings"}[smoothing.unit]
-    text = f"The score is a_prop, smoothed over K = {k:,} {rows} ({data} domain data), {how}."
-    if k == 1:
-        text += " K = 1 is the autoencoder's score itself."
+    if outcome.system == TOGETHER:
+        changed = ", ".join(
+            f"{name} {value}" for name, value in list_variants(smoothing)[TOGETHER].items()
+        )
+        text = f"The score is that without labels, of {rows} ({changed}); no label has chosen it."
+    else:
+        k, data = outcome.choice
+        chosen = outcome.selection["proposed"]["how"]
+        how = "chosen on the validation sections" if chosen == "validation" else "the default"
+        text = f"The score is a_prop, smoothed over K = {k:,} {rows} ({data} domain data), {how}."
+        if k == 1:
+            text += " K = 1 is the autoencoder's score itself."
     for warning in outcome.selection.get("warnings", ()):
         text += f" Warning: {warning}."
     return text

@@ -162,12 +162,17 @@ def take_unit(segments: Segments, unit: str) -> Segments:
         return segments
     _, first, member = np.unique(segments.clip, return_index=True, return_inverse=True)
     count = np.bincount(member)
-    total = np.zeros((len(first), segments.feature.shape[1]))
-    np.add.at(total, member, segments.feature)
-    merged = segments.select(first)
-    return merged._replace(
+
+    def average(rows):
+        total = np.zeros((len(first), rows.shape[1]))
+        np.add.at(total, member, rows)
+        return (total / count[:, None]).astype(np.float32)
+
+    return segments.select(first)._replace(
         ae_score=(np.bincount(member, segments.ae_score) / count).astype(np.float32),
-        feature=(total / count[:, None]).astype(np.float32),
+        feature=average(segments.feature),
+        spectrum=average(segments.spectrum),
+        residual=average(segments.residual),
     )
 
 

@@ -6,11 +6,13 @@ Both tables take `selections`, one dict per machine and seed::
      "validation_sections": [int], "evaluation_sections": [int],   # those that are there
      "serial_oe": choice, "proposed": choice, "oracle": choice,    # None where there was none
      "section_oracle": {"<section>": {"size": int, "data": str, "auc": float}},
-     "warnings": [str]}                                            # of `guard`
+     "warnings": [str],                                            # of `guard`
+     "normal": {system: {"<section>": {"mean": float, "deviation": float}}}}
 
-where a choice holds size, data and how (`selection.Choice`) and `section_oracle` what Oracle
-chooses for one evaluation section alone. Whether the paper's rows belong there is the caller's to
-say (`dcase2021`): other recordings may bear the same machine names.
+where a choice holds size, data and how (`selection.Choice`), `section_oracle` what Oracle chooses
+for one evaluation section alone, and `normal` what the normal training recordings score. Whether
+the paper's rows belong there is the caller's to say (`dcase2021`): other recordings may bear the
+same machine names.
 """
 
 from collections.abc import Mapping, Sequence

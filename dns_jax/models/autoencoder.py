@@ -79,5 +79,27 @@ def score_segments(autoencoder: Autoencoder, segments: jax.Array) -> jax.Array:
     Returns:
       f32[batch], in dB^2; high means anomalous.
     """
+    return describe_segments(autoencoder, segments)[0]
+
+
+def describe_segments(
+    autoencoder: Autoencoder, segments: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compute `score_segments`, and what it is made of, by mel band.
+
+    Args:
+      autoencoder: f_G.
+      segments: f32[batch, samples], standardised waveforms.
+
+    Returns:
+      a_AE, f32[batch] in dB^2; the spectrum, f32[batch, mels] in dB, psi averaged over its vectors
+      and their adjacent frames; the residual, likewise, of psi less its reconstruction.
+    """
     vectors = autoencoder.extract(segments)
-    return jnp.mean(jnp.square(vectors - autoencoder(vectors, train=False)), axis=(-2, -1))
+    residual = vectors - autoencoder(vectors, train=False)
+
+    def average(x):
+        x = x.mean(axis=1)
+        return x.reshape(len(x), autoencoder.adjacent, -1).mean(axis=1)
+
+    return jnp.mean(jnp.square(residual), axis=(-2, -1)), average(vectors), average(residual)
