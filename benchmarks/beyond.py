@@ -5,14 +5,15 @@ python benchmarks/beyond.py CELLS --seeds 2 3 4 5 6 --out=OUT
 CELLS holds the files of `beyond_cells.py`. Every variant (`VARIANTS`) smooths every pool: the test
 clips of one id, of which so many anomalous ones are drawn that they are 50, 20, 10, 5 or 1 % (all
 at 50 %; 3, 5, 40 and 40 draws a seed). Under shift the networks are those of 6 dB; 6 dB is the
-source domain and 0 or -6 dB the target, each a pool of its own. AUC and pAUC of every pool, and
-those of both domains together, go to OUT/measured.csv, from which `beyond_tables.py` makes the
-tables.
+source domain and 0 or -6 dB the target, each a pool of its own with 50 or 10 % anomalous. AUC and
+pAUC of every pool, and those of both domains together, go to a file in OUT for each of CELLS, from
+which `beyond_tables.py` makes the tables. Files that are there are left, so that one process may
+do `--machines fan` and another `--machines slider`.
 """
 
 import argparse
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -24,13 +25,16 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from tqdm import tqdm
 
 from dns_jax import diffuse, smooth, smooth_sweep
-from dns_jax.evaluation.label_free import calibrate, rank_normally
+from dns_jax.evaluation.normalising import calibrate, join_spaces, rank_normally
 from dns_jax.evaluation.pools import measure_ranking
+from dns_jax.files import write_text
 
 SNRS = ("snr6", "snr0", "snr_6")
 SHIFTED = SNRS[0]
 IDS = 4
 DRAWS = {50: 1, 20: 3, 10: 5, 5: 40, 1: 40}  # by % of anomalies
+SHIFTED_AT = (50, 10)  # %
+K = 32
 KS = (16, 32, 64, 128)
 ROWS = 128  # pools are filled up to multiples, so that few programs are compiled
 
@@ -38,8 +42,10 @@ ROWS = 128  # pools are filled up to multiples, so that few programs are compile
 VARIANTS = {
     "a_G": ("ae", "alone"),
     "SerialOE": ("serial_oe", "alone"),
+    "SerialOE, ranks": ("ranks serial_oe", "alone"),
     "GMM": ("gmm", "alone"),
     "eq. 7": ("ae", "mean"),
+    "eq. 7, K at most N/5": ("ae", "capped"),
     "eq. 7, K = N/5": ("ae", "fifth"),
     "log": ("log", "mean"),
     "diffused": ("ae", "diffused"),
@@ -47,6 +53,8 @@ VARIANTS = {
     "log, diffused, alpha 0.95": ("log", "further"),
     "log, f_D + residual": ("log", "joint mean"),
     "log, f_D + residual, diffused": ("log", "joint diffused"),
+    "z log": ("z log", "alone"),
+    "z log, eq. 7": ("z log", "mean"),
     "log, training pool": ("log", "trained mean"),
     "log, training pool, diffused": ("log", "trained diffused"),
     "GMM, diffused": ("gmm", "diffused"),
@@ -82,6 +90,8 @@ def make_columns(pool: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "serial_oe": pool["serial_oe"],
         "gmm": pool["gmm"],
         "log": test[:, 0],
+        "ranks serial_oe": ranks[1],
+        "z log": z[:, 0],
         "z gmm": z[:, 0] + z[:, 2],
         "z serial_oe": z[:, 0] + z[:, 1],
         "nearest": np.log(distance + 1e-6),
@@ -114,12 +124,15 @@ def smooth_columns(columns, spaces, pooled, there, k_fifth):
         diffuse(columns["two graphs"], spaces[name], candidates=there)
         for name in ("f_d", "residual")
     ]
+    capped = KS.index(K)
+    of_ks = smooth_sweep(columns["fifth"], f_d, KS, candidates=there)
     return {
         "alone": columns["alone"],
-        "mean": smooth(columns["mean"], f_d, 32, candidates=there),
-        "fifth": smooth_sweep(columns["fifth"], f_d, KS, candidates=there)[k_fifth],
-        "joint mean": smooth(columns["joint mean"], joint, 32, candidates=there),
-        "trained mean": smooth(columns["trained mean"], all_features, 32, candidates=all_there),
+        "mean": smooth(columns["mean"], f_d, K, candidates=there),
+        "fifth": of_ks[k_fifth],
+        "capped": of_ks[jnp.minimum(k_fifth, capped)],  # of the same column
+        "joint mean": smooth(columns["joint mean"], joint, K, candidates=there),
+        "trained mean": smooth(columns["trained mean"], all_features, K, candidates=all_there),
         "diffused": diffuse(columns["diffused"], f_d, candidates=there),
         "further": diffuse(columns["further"], f_d, alpha=0.95, candidates=there),
         "joint diffused": diffuse(columns["joint diffused"], joint, candidates=there),
@@ -140,9 +153,8 @@ def measure_columns(scores, anomalous, there):
 def smooth_pool(pool: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the scores of every variant, f32[rows, filled up]."""
     columns, rows = make_columns(pool), len(pool["label"])
-    scale = {name: np.sqrt(pool[name].var(axis=0).sum()) for name in ("feature", "residual")}
-    joint = [pool[name] / scale[name] for name in scale]
-    spaces = {"f_d": pool["feature"], "residual": pool["residual"], "joint": np.hstack(joint)}
+    joint = join_spaces([pool["feature"], pool["residual"]], np.arange(rows))
+    spaces = {"f_d": pool["feature"], "residual": pool["residual"], "joint": joint}
     there = fill(np.ones(rows, bool))
 
     def stack(smoother):
@@ -191,36 +203,48 @@ def take_pool(cell: dict, tested: str, number: int, rows: np.ndarray) -> dict[st
     )
 
 
-def measure_cell(cell: dict, machine: str, snr: str, seed: int) -> Iterator[tuple]:
-    """Yield machine, kind, tested SNR, seed, id, %, draw, variant, anomalies, AUC and pAUC."""
+def draw_pools(cell: dict, seed: int) -> dict[tuple[int, int, int], np.ndarray]:
+    """Draw the rows of every pool: {(%, draw, id): rows}."""
+    pools = {}
     for percent, draws in DRAWS.items():
         rng = np.random.default_rng((seed, percent))
         for draw, number in product(range(draws), range(IDS)):
             of_id = np.flatnonzero(cell["section"] == number)
-            rows = of_id[draw_rows(cell["label"][of_id], percent, rng)]
-            about = machine, seed, number, percent, draw
-            yield from measure_pools(cell, [snr], rows, number, "same", about)
-            if snr == SHIFTED and percent in (50, 10):
-                for target in SNRS[1:]:
-                    yield from measure_pools(cell, [snr, target], rows, number, "shift", about)
+            pools[percent, draw, number] = of_id[draw_rows(cell["label"][of_id], percent, rng)]
+    return pools
 
 
-def measure_pools(cell, tested, rows, number, kind, about) -> Iterator[tuple]:
-    """Measure the last of some domains by itself and, of several, all of them together."""
-    scores = [smooth_pool(take_pool(cell, of, number, rows)) for of in tested]
-    anomalous, there = fill(cell["label"][rows] == 1), fill(np.ones(len(rows), bool))
-    names, count = list(VARIANTS), int(anomalous.sum())
-    last = measure_columns(jnp.column_stack([scores[-1][n] for n in names]), anomalous, there)
-    for name, values in zip(names, np.asarray(last).tolist(), strict=True):
-        yield (*about, kind, tested[-1], name, count, *values)
-    if len(tested) > 1:
-        both = jnp.concatenate([jnp.column_stack([of[n] for n in names]) for of in scores])
-        twice = np.tile(anomalous, len(scores)), np.tile(there, len(scores))
-        for name, values in zip(names, np.asarray(measure_columns(both, *twice)), strict=True):
-            yield (*about, "both", tested[-1], name, count, *values.tolist())
+def measure_cell(cell: dict, machine: str, snr: str, seed: int) -> Iterator[tuple]:
+    """Yield `COLUMNS` of every variant in every pool."""
+    pools = draw_pools(cell, seed)
+
+    @cache
+    def smooth_drawn(tested, *drawn):
+        rows, number = pools[drawn], drawn[-1]
+        scores = smooth_pool(take_pool(cell, tested, number, rows))
+        anomalous, there = fill(cell["label"][rows] == 1), fill(np.ones(len(rows), bool))
+        return jnp.column_stack([scores[name] for name in VARIANTS]), anomalous, there
+
+    def measure(kind, source, tested, drawn, *parts):
+        percent, draw, number = drawn
+        about = machine, seed, number, percent, source, draw, kind, tested
+        count = int(smooth_drawn(tested, *drawn)[1].sum())
+        values = measure_columns(*map(np.concatenate, zip(*parts, strict=True)))
+        for name, of_variant in zip(VARIANTS, np.asarray(values).tolist(), strict=True):
+            yield (*about, name, count, *of_variant)
+
+    for drawn in pools:
+        percent, draw, number = drawn
+        yield from measure("same", percent, snr, drawn, smooth_drawn(snr, *drawn))
+        for target in SNRS[1:] if snr == SHIFTED and percent in SHIFTED_AT else ():
+            own = smooth_drawn(target, *drawn)
+            yield from measure("shift", percent, target, drawn, own)
+            for source in SHIFTED_AT:
+                other = smooth_drawn(SHIFTED, source, draw % DRAWS[source], number)
+                yield from measure("both", source, target, drawn, other, own)
 
 
-COLUMNS = "machine seed id percent draw kind tested variant anomalies auc pauc".split()
+COLUMNS = "machine seed id percent source draw kind tested variant anomalies auc pauc".split()
 
 
 def main() -> None:
@@ -231,17 +255,19 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[2, 3, 4, 5, 6])
     parser.add_argument("--out", type=Path, required=True, metavar="OUT")
     args = parser.parse_args()
-    todo = list(product(args.machines, SNRS, args.seeds))
-    files = [args.cells / f"{machine}_{snr}_{seed}.npz" for machine, snr, seed in todo]
-    if lacking := [str(file) for file in files if not file.exists()]:
+    todo = {
+        args.cells / f"{machine}_{snr}_{seed}.npz": (machine, snr, seed)
+        for machine, snr, seed in product(args.machines, SNRS, args.seeds)
+    }
+    if lacking := [str(file) for file in todo if not file.exists()]:
         parser.exit(2, f"beyond: {lacking[0]} is missing; beyond_cells.py makes it\n")
-    rows = []
-    for file, about in zip(tqdm(files, unit="file", disable=None), todo, strict=True):
-        with np.load(file) as arrays:
-            rows += measure_cell(dict(arrays), *about)
     args.out.mkdir(parents=True, exist_ok=True)
-    measured = pd.DataFrame(rows, columns=COLUMNS)
-    measured.to_csv(args.out / "measured.csv", index=False)
+    for file, about in tqdm(todo.items(), unit="file", disable=None):
+        out = (args.out / file.name).with_suffix(".csv")
+        if not out.exists():
+            with np.load(file) as arrays:
+                measured = pd.DataFrame(measure_cell(dict(arrays), *about), columns=COLUMNS)
+            write_text(out, measured.to_csv(index=False))
 
 
 if __name__ == "__main__":
