@@ -25,7 +25,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from tqdm import tqdm
 
 from dns_jax import diffuse, smooth, smooth_sweep
-from dns_jax.evaluation.normalising import calibrate, join_spaces, rank_normally
+from dns_jax.evaluation.normalising import calibrate, join_spaces, rank_normally, standardise
 from dns_jax.evaluation.pools import measure_ranking
 from dns_jax.files import write_text
 
@@ -79,10 +79,10 @@ def make_columns(pool: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     test = np.column_stack([np.log(pool["ae"]), pool["serial_oe"], pool["gmm"]])
     normal = np.column_stack([np.log(pool["ae_train"]), pool["serial_oe_train"], pool["gmm_train"]])
     local = calibrate(test, pool["feature"], normal, pool["feature_train"])
-    one = np.zeros(len(test))  # domain
-    z = (test - test.mean(axis=0)) / test.std(axis=0)
+    domain = pool["domain"]
+    z = np.column_stack([standardise(x, domain, x, domain) for x in test.T])
     ranks, ranks_local = (
-        [rank_normally(x, one, x, one) for x in columns.T] for columns in (test, local)
+        [rank_normally(x, domain, x, domain) for x in columns.T] for columns in (test, local)
     )
     distance = pairwise_distances_argmin_min(pool["feature"], pool["feature_train"])[1]
     return {
@@ -199,7 +199,7 @@ def take_pool(cell: dict, tested: str, number: int, rows: np.ndarray) -> dict[st
     return (
         {name: cell[f"{name}_{tested}"][rows] for name in names}
         | {f"{name}_train": cell[f"{name}_train"][trains] for name in names}
-        | {"label": cell["label"][rows]}
+        | {"label": cell["label"][rows], "domain": np.zeros(len(rows))}
     )
 
 

@@ -84,7 +84,7 @@ def score_label_free(
       f64[clips], high means anomalous; NaN in a pool without test recordings.
     """
     rows = take_unit(segments, smoothing["unit"])
-    x = _make_scores(rows, scores, options)
+    x = make_scores(rows, scores, options)
     _, clip = np.unique(rows.clip, return_inverse=True)
     scope = rows.section if smoothing["scope"] == "section" else np.zeros_like(rows.section)
     tests, result = (rows.split == "test") & np.isfinite(x), np.full(len(x), np.nan)
@@ -139,8 +139,19 @@ def score_generatively(
     return scores
 
 
-def _make_scores(rows, scores, options):
-    """f32[rows], x of the module."""
+def make_scores(
+    rows: Segments, scores: Mapping[str, np.ndarray], options: Mapping[str, str]
+) -> np.ndarray:
+    """Make what is smoothed.
+
+    Args:
+      rows: of the pools, see `take_unit`.
+      scores: of `score_generatively`, one for each row.
+      options: of `list_variants`.
+
+    Returns:
+      f32[rows], x of the module; ranks and z-scores are among the test rows.
+    """
     how, normalisation = options["score_transform"], options["domain_normalisation"]
     parts = options["generative"].split("+")
     if how != "none":
