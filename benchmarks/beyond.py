@@ -35,7 +35,7 @@ IDS = 4
 DRAWS = {50: 1, 20: 3, 10: 5, 5: 40, 1: 40}  # by % of anomalies
 SHIFTED_AT = (50, 10)  # %
 K = 32
-KS = (16, 32, 64, 128)
+KS = (8, 16, 32, 64, 128)
 ROWS = 128  # pools are filled up to multiples, so that few programs are compiled
 
 # Name: what is smoothed (a column of `make_columns`), and how (a key of `smooth_columns`).

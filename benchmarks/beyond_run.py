@@ -19,6 +19,7 @@ import pandas as pd
 from beyond import smooth_pool
 
 from dns_jax import diffuse
+from dns_jax.data.refusals import ConfigError, DataError
 from dns_jax.evaluation.label_free import TOGETHER, list_variants, make_scores, score_generatively
 from dns_jax.evaluation.metrics import section_hmean
 from dns_jax.evaluation.normalising import join_spaces
@@ -58,8 +59,9 @@ def score_windows(
     }
 
 
-def measure_run(config, directory: Path, seed: int, sections: list[int]) -> dict[str, float]:
+def measure_run(config, directory: Path, seed: int) -> dict[str, float]:
     """Return hm of every variant in one run, in %."""
+    sections = config.evaluation_sections
     segments = load_segments(directory / "segments.npz")
     clusters = config.inlier.default_clusters
     fitted = fit_inliers(segments, segments.split == "train", (clusters,), seed, print)
@@ -91,13 +93,18 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, metavar="WORKDIR")
     parser.add_argument("--machine", required=True)
     args = parser.parse_args()
-    config, _ = read_config(args.workdir)
-    columns = {
-        seed: measure_run(
-            config, args.workdir / args.machine / f"seed_{seed}", seed, config.evaluation_sections
-        )
-        for seed in config.seeds
-    }
+    try:
+        config, _ = read_config(args.workdir)
+        if config.smoothing.space != "f_d+residual":
+            parser.exit(2, f"beyond_run: {args.workdir} is no run of configs/label_free.py\n")
+        columns = {
+            seed: measure_run(config, args.workdir / args.machine / f"seed_{seed}", seed)
+            for seed in config.seeds
+        }
+    except ConfigError as error:
+        parser.exit(2, f"beyond_run: {error}\n")
+    except DataError as error:
+        parser.exit(1, f"beyond_run: {error}\n")
     print(f"| variant | {' | '.join(f'seed {s}' for s in columns)} | mean |")
     print("|" + " --- |" * (len(columns) + 2))
     for name in next(iter(columns.values())):

@@ -44,5 +44,8 @@ def stopping() -> Iterator[None]:
         stop(error, 2)
     except (DataError, OSError) as error:
         stop(error, 1)
+    except (MemoryError, RuntimeError) as error:  # also of JAX: the device may be lost
+        said = " ".join(str(error).split())[:500]
+        stop(f"{type(error).__name__}: {said}; nothing is lost, start again", 1)
     except KeyboardInterrupt:
         stop("stopped", 130)

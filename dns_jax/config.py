@@ -8,6 +8,7 @@ import ml_collections
 
 from dns_jax.data.refusals import ConfigError
 from dns_jax.data.years import YEARS, name_years
+from dns_jax.evaluation.label_free import PAPER
 from dns_jax.features import make_front_end
 
 
@@ -212,6 +213,14 @@ def _relations(config) -> Iterator[tuple[bool, str]]:
         "--config.evaluation_sections",
     )
     smoothing = config.smoothing
+    changed = [name for name, value in PAPER.items() if smoothing[name] != value]
+    yield (
+        not (changed and data.others == "none"),
+        "--config.data.others=none: without SerialOE nothing is smoothed, and "
+        + ", ".join(
+            f"--config.smoothing.{name}={smoothing[name]} must be {PAPER[name]}" for name in changed
+        ),
+    )
     yield (
         "ae" in smoothing.generative or smoothing.score_transform != "log",
         "--config.smoothing.score_transform=log is of a_G, which "

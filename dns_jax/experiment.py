@@ -6,6 +6,7 @@ stage, and the first one writes.
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from dns_jax import __version__
 from dns_jax.config import check_config
 from dns_jax.data.clips import split_validation
+from dns_jax.data.refusals import reading
 from dns_jax.data.waveforms import Waveforms, standardise
 from dns_jax.evaluation.label_free import needs_spectra
 from dns_jax.evaluation.protocol import score_systems
@@ -73,8 +75,7 @@ def run(config, workdir: Path) -> None:
                 ours = clips[clips["machine"] == machine]
                 for seed in config.seeds:
                     directory = workdir / machine / f"seed_{seed}"
-                    files = "segments.npz", "selection.json"
-                    if agree(all((directory / file).exists() for file in files)):
+                    if agree(_is_scored(directory)):
                         continue
                     where = {"directory": directory, "mesh": mesh, "preemption": preemption}
                     segments = make_segments(config, clips, waveforms, machine, seed, **where)
@@ -174,6 +175,15 @@ def make_segments(
     if is_first():
         save_segments(file, segments)
     return segments
+
+
+def _is_scored(directory):
+    """Whether a machine's scores are there, with all that a ranking of this version takes."""
+    file = directory / "selection.json"
+    if not ((directory / "segments.npz").exists() and file.exists()):
+        return False
+    with reading(file):
+        return "scale" in json.loads(file.read_text())
 
 
 def _is_finished(config, workdir):

@@ -122,6 +122,7 @@ def test_the_environment_switches_it_off(tmp_path, said):
 def test_a_tenth_of_a_second_of_compilation_is_worth_keeping_unless_the_user_says_otherwise(
     untouched, monkeypatch
 ):
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     compilation.keep_programs()
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.1
     jax.config.update("jax_compilation_cache_dir", None)

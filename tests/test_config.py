@@ -405,6 +405,14 @@ def test_a_run_from_before_the_fields_beyond_the_paper_did_what_the_paper_says(t
         open_workdir(frozen(**{"smoothing.method": "diffusion"}), tmp_path)
 
 
+@pytest.mark.parametrize("field", ["smoothing.generative=gmm", "smoothing.method=diffusion"])
+def test_without_serial_oe_there_is_nothing_to_smooth(field):
+    name, _, value = field.partition("=")
+    with pytest.raises(ConfigError, match=rf"others=none.*{name}={value} must be (ae|mean)$"):
+        frozen(**{"data.others": "none", name: value})
+    frozen(**{"data.others": "none"})
+
+
 def test_fields_of_another_version_are_named_as_absent(tmp_path):
     start_run(tmp_path)
     run = json.loads((tmp_path / "config.json").read_text())

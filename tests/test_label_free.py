@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from eq7 import oracle, oracle_queries
+from eq7 import oracle
 from machine import make_machine
 from scipy.stats import norm, rankdata
 
-from dns_jax import diffuse, diffuse_queries
+from dns_jax import diffuse
 from dns_jax.evaluation.label_free import (
     PAPER,
     TOGETHER,
@@ -73,17 +73,12 @@ def test_each_option_has_its_system_and_all_have_one_together():
     assert [describe(system) for system in variants][-2:] == ["Only diffusion", "Label-free"]
 
 
-def smooth_section(machine, section, smooth_test, smooth_train):
-    """{clip: mean} of a section from a_G of its rows, smoothed by the given functions."""
+def smooth_section(machine, section, smooth):
+    """{test recording: mean} of a section from a_G of its rows, smoothed by a function."""
     _, segments, _ = machine
-    rows = segments.select(segments.section == section)
-    tests = rows.split == "test"
-    pool = rows.ae_score[tests], rows.feature[tests]
-    smoothed = np.empty(len(tests))
-    smoothed[tests] = smooth_test(*pool, rows.clip[tests])
-    smoothed[~tests] = smooth_train(
-        rows.ae_score[~tests], rows.feature[~tests], *pool, rows.clip[tests]
-    )
+    rows = segments.select((segments.section == section) & (segments.split == "test"))
+    clip = np.unique(rows.clip, return_inverse=True)[1]
+    smoothed = np.asarray(smooth(rows.ae_score, rows.feature, clip))
     names = np.unique(rows.clip)
     return dict(zip(names, average_segments(smoothed, rows.clip, names), strict=True))
 
@@ -95,12 +90,7 @@ def test_of_the_papers_options_it_is_eq_7_with_k_at_most_a_fifth_of_the_pool(mac
         for section in (0, 2):
             here = (segments.split == "test") & (segments.section == section)
             k = min(default_k, here.sum() // 5)
-            expected = smooth_section(
-                machine,
-                section,
-                lambda x, f, _, k=k: oracle(x, f, k),
-                lambda x, f, p, q, _, k=k: oracle_queries(x, f, p, q, k),
-            )
+            expected = smooth_section(machine, section, lambda x, f, _, k=k: oracle(x, f, k))
             for clip, value in expected.items():
                 assert got[clip] == pytest.approx(value, rel=1e-5)
 
@@ -108,18 +98,16 @@ def test_of_the_papers_options_it_is_eq_7_with_k_at_most_a_fifth_of_the_pool(mac
 def test_diffusion_goes_from_recording_to_recording(machine):
     got = dict(zip(machine[0], score(machine, method="diffusion"), strict=True))
     for section in (0, 2):
-        expected = smooth_section(
-            machine,
-            section,
-            lambda x, f, clip: diffuse(x, f, groups=np.unique(clip, return_inverse=True)[1]),
-            lambda x, f, p, q, clip: diffuse_queries(
-                x, f, p, q,
-                query_groups=np.full(len(x), -1),
-                pool_groups=np.unique(clip, return_inverse=True)[1],
-            ),
-        )  # fmt: skip
+        expected = smooth_section(machine, section, lambda x, f, clip: diffuse(x, f, groups=clip))
         for clip, value in expected.items():
             assert got[clip] == pytest.approx(value, rel=1e-5)
+
+
+def test_training_recordings_have_no_score_where_they_are_not_in_the_pool(machine):
+    clips, segments, _ = machine
+    train = np.isin(clips, segments.clip[segments.split == "train"])
+    np.testing.assert_array_equal(np.isnan(score(machine, **OPTIONS)), train)
+    assert np.isfinite(score(machine, **OPTIONS | {"pool": "test+train"})).all()
 
 
 def test_training_recordings_may_be_neighbours(machine):
@@ -145,12 +133,12 @@ def test_neighbours_may_be_those_in_f_d_joined_with_the_residual(machine):
         joined[here] = join_spaces(both, pool)
     expected = score((clips, segments._replace(feature=joined), serial_oe), default_k=4)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-    assert (np.abs(got - score(machine, default_k=4)) > 1e-3).any()
+    assert (np.abs(got - score(machine, default_k=4)) > 1e-3).any()  # NaN is not
 
 
 def test_a_mixture_of_the_training_recordings_spectra_is_a_score(machine):
     clips, segments, serial_oe = machine
-    got = score(machine, generative="gmm", default_k=1)
+    got = score(machine, generative="gmm", default_k=1, pool="test+train")
     mixture = fit_spectra(segments.spectrum[segments.split == "train"], 0)(segments.spectrum)
     np.testing.assert_allclose(got, average_segments(mixture, segments.clip, clips), rtol=1e-5)
     # Of all three the z-scores are added.
@@ -163,7 +151,7 @@ def test_a_mixture_of_the_training_recordings_spectra_is_a_score(machine):
                 of_domain = tests & (segments.domain == domain)
                 rows = here & (segments.domain == domain)
                 z[rows] += (column[rows] - column[of_domain].mean()) / column[of_domain].std()
-    got = score(machine, generative="ae+gmm+serial_oe", default_k=1)
+    got = score(machine, generative="ae+gmm+serial_oe", default_k=1, pool="test+train")
     np.testing.assert_allclose(got, average_segments(z, segments.clip, clips), atol=1e-4)
 
 
@@ -174,7 +162,7 @@ def test_a_segment_without_a_finite_spectrum_has_no_such_score(machine):
         spectrum = segments.spectrum.copy()
         spectrum[row, 0] = np.inf
         broken = clips, segments._replace(spectrum=spectrum), serial_oe
-        got = score(broken, generative="gmm", default_k=1)
+        got = score(broken, generative="gmm", default_k=1, pool="test+train")
         assert np.isnan(got).tolist() == [clip == segments.clip[row] for clip in clips]
 
 
@@ -215,7 +203,8 @@ EVERYTHING = OPTIONS | {"generative": "ae+gmm+serial_oe", "space": "f_d+residual
 def test_every_recording_has_a_score_that_no_label_changes(machine, options, unit, scope):
     clips, segments, serial_oe = machine
     expected = score(machine, unit, scope, **options)
-    assert np.isfinite(expected).all()
+    tests = np.isin(clips, segments.clip[segments.split == "test"])
+    assert np.isfinite(expected[tests]).all()
     shuffled = np.where(segments.split == "test", 1 - segments.label, segments.label)
     other = clips, segments._replace(label=shuffled), serial_oe
     np.testing.assert_array_equal(score(other, unit, scope, **options), expected)
@@ -238,7 +227,9 @@ def test_a_section_without_test_recordings_has_no_scores(machine):
     left = (segments.split == "train") | (segments.section == 0)
     got = score((clips, segments.select(left), serial_oe[left]), **OPTIONS)
     of_clip = dict(zip(segments.clip.tolist(), segments.section.tolist(), strict=True))
-    assert [bool(np.isfinite(x)) for x in got] == [of_clip[clip] == 0 for clip in clips]
+    tests = set(segments.clip[segments.split == "test"].tolist())
+    there = [of_clip[clip] == 0 and clip in tests for clip in clips]
+    assert [bool(np.isfinite(x)) for x in got] == there
 
 
 def test_training_rows_of_a_section_without_test_recordings_are_left_out_of_the_pool(machine):

@@ -74,6 +74,7 @@ def write_run(
             for system, pair in chosen.items()
         },
         "section_oracle": {},
+        "scale": {},
     }
     (directory / "selection.json").write_text(json.dumps(selection))
     test = segments.select(segments.split == "test")

@@ -191,6 +191,17 @@ def test_what_is_deleted_of_a_finished_run_is_made_anew(run, tree, name):
     assert (run / name).read_bytes() == before
 
 
+def test_the_report_of_a_run_of_an_older_version_is_made_as_of_this_one(run, tree):
+    files = run / "fan" / "seed_0" / "selection.json", run / "report.html"
+    before = [file.read_bytes() for file in files]
+    selection = json.loads(before[0])
+    del selection["scale"]
+    files[0].write_text(json.dumps(selection))
+    files[1].unlink()
+    experiment.run(make_config(tree, **{"report.write": True}), run)
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_a_machine_without_test_recordings_has_nothing_to_listen_to(tree, tmp_path):
     config = make_config(tree, **{"report.write": True})
     config.machines = ("pump",)
@@ -249,6 +260,8 @@ def test_scores_without_labels_rank_where_they_are_asked_for(smoothed_folders, f
     text = " ".join(Reader((workdir / "report.html").read_text()).text)
     assert "The score is that without labels, of segments (generative ae+gmm+serial_oe," in text
     assert "a_prop, smoothed over" not in text
+    assert "are called anomalous, in each section as many as by the autoencoder" in text
+    assert "standard deviations above the test recordings of section 00" in text
     with np.load(workdir / "machine" / "seed_0" / "segments.npz") as arrays:
         assert len(arrays["spectrum"]) == len(arrays["residual"]) == len(arrays["clip"])
 

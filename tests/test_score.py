@@ -48,6 +48,18 @@ def test_the_text_has_a_line_a_recording(run, recordings, judgements):
         assert judgement.neighbors[0][0] in line
 
 
+def test_a_lost_device_is_told_in_one_line(run, recordings, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("INTERNAL: the device\nis gone")
+
+    monkeypatch.setattr(Detector, "score", fail)
+    assert run(recordings[0]) == (
+        1,
+        "",
+        "dns_jax: RuntimeError: INTERNAL: the device is gone; nothing is lost, start again\n",
+    )
+
+
 def test_csv_has_a_header_and_all_columns(run, recordings, judgements):
     status, out, _ = run("--format=csv", *recordings)
     rows = list(csv.DictReader(io.StringIO(out, newline="")))

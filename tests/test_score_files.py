@@ -10,6 +10,7 @@ import scipy.stats
 from dns_jax.evaluation.score_files import (
     file_name,
     fit_threshold,
+    place_threshold,
     read_scores,
     write_decisions,
     write_scores,
@@ -214,6 +215,15 @@ def test_a_threshold_needs_scores_and_a_percentile():
         fit_threshold([np.nan])
     with pytest.raises(ValueError, match="from 0 to 100, not 900"):
         fit_threshold([1.0, 2.0, 3.0], percentile=900)
+
+
+def test_a_threshold_may_be_placed_below_so_many_scores():
+    scores = np.array([3.0, np.nan, 9.0, 1.0, np.inf, 4.0])
+    for count in range(6):
+        assert np.sum(scores > place_threshold(scores, count)) == count
+    assert np.sum(scores > place_threshold(scores, 9)) == 5
+    assert not np.any(np.ones(4) > place_threshold(np.ones(4), 2))  # no order among equals
+    assert place_threshold([np.nan], 0) == -np.inf
 
 
 def test_a_fit_that_an_outlier_bends_gives_way_to_the_training_scores():

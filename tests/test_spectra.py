@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
+from dns_jax.data.refusals import DataError
 from dns_jax.evaluation.spectra import CLUSTERS, COMPONENTS, fit_spectra
 
 
@@ -39,6 +40,25 @@ def test_of_many_it_has_eight_gaussians_on_32_components():
     mixture = GaussianMixture(CLUSTERS, random_state=3).fit(of_fitted)
     expected = -mixture.score_samples(inside) + outside / (2 * variance)
     np.testing.assert_allclose(fit_spectra(fitted, 3)(spectra), expected, rtol=1e-5)
+
+
+def test_what_is_left_is_shared_by_all_other_bands_also_of_fewer_recordings_than_bands():
+    rng = np.random.default_rng(4)
+    fitted, spectra = rng.normal(size=(20, 50)), rng.normal(size=(9, 50))
+    count = COMPONENTS * 20 // (4 * COMPONENTS)
+    of_fitted, left, _ = split_components(fitted, fitted, count)
+    inside, outside, _ = split_components(spectra, fitted, count)
+    variance = left.sum() / 19 / (50 - count)
+    covariance = np.cov(of_fitted.T, bias=True) + 1e-6 * np.eye(count)
+    gaussian = multivariate_normal(of_fitted.mean(axis=0), covariance)
+    expected = -gaussian.logpdf(inside) + outside / (2 * variance)
+    np.testing.assert_allclose(fit_spectra(fitted, 0)(spectra), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_one_recording_is_too_few(rows):
+    with pytest.raises(DataError, match=f"there are {rows}; leave gmm out"):
+        fit_spectra(np.zeros((rows, 6)), 0)
 
 
 @pytest.mark.parametrize("rows", [2, 5, 40])

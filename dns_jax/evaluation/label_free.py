@@ -11,7 +11,6 @@ neighbours in f_D or in f_D joined with the autoencoder's mean residual ("f_d+re
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from dns_jax.evaluation.normalising import calibrate, join_spaces, rank_normally
 from dns_jax.evaluation.spectra import fit_spectra
 from dns_jax.evaluation.systems import average_segments, take_unit
 from dns_jax.scoring import Segments
-from dns_jax.smoothing import diffuse, diffuse_queries, smooth, smooth_queries
+from dns_jax.smoothing import diffuse, smooth
 
 NEIGHBOURS = 10  # of a row of the graph
 MOST_SHARE = 5  # K is at most a fifth of the pool: beyond the rarer kind's number it mixes both
@@ -70,8 +69,7 @@ def score_label_free(
 ) -> np.ndarray:
     """Score recordings of a machine, with nothing that labels would have to choose.
 
-    Test recordings are smoothed in the pool, training recordings as queries of it (for the
-    threshold), or in it. Segments of one recording are not neighbours in a graph.
+    Segments of one recording are not neighbours in a graph.
 
     Args:
       segments: all of the machine.
@@ -81,35 +79,28 @@ def score_label_free(
       clips: the recordings that are asked for.
 
     Returns:
-      f64[clips], high means anomalous; NaN in a pool without test recordings.
+      f64[clips], high means anomalous; NaN for those that are in no pool: in "test" those of
+      training, in both those of a section (or machine) without test recordings.
     """
     rows = take_unit(segments, smoothing["unit"])
     x = make_scores(rows, scores, options)
     _, clip = np.unique(rows.clip, return_inverse=True)
     scope = rows.section if smoothing["scope"] == "section" else np.zeros_like(rows.section)
-    tests, result = (rows.split == "test") & np.isfinite(x), np.full(len(x), np.nan)
-    trains = (rows.split == "train") & np.isfinite(x)
-    for number in np.unique(scope[tests]):
-        test = np.flatnonzero((scope == number) & tests)
-        train = np.flatnonzero((scope == number) & trains)
-        in_pool = np.append(test, train) if options["pool"] == "test+train" else test
+    known, tests = np.isfinite(x), rows.split == "test"
+    pooled = known if options["pool"] == "test+train" else known & tests
+    result = np.full(len(x), np.nan)
+    for number in np.unique(scope[known & tests]):
+        in_pool = np.flatnonzero((scope == number) & pooled)
         k = min(smoothing["default_k"], max(1, len(in_pool) // MOST_SHARE))
         space = rows.feature
         if options["space"] == "f_d+residual":
             space = join_spaces([space, rows.residual], in_pool)
-        own, queries = (x[in_pool], space[in_pool]), (x[train], space[train])
-        of_pool, of_queries = clip[in_pool], clip[train]
+        pool = x[in_pool], space[in_pool]
         if options["method"] == "mean" or len(in_pool) == 1:
-            result[in_pool] = smooth(*own, k)
-            smooth_train = partial(smooth_queries, k=k)
+            result[in_pool] = smooth(*pool, k)
         else:
             n = min(NEIGHBOURS, len(in_pool) - 1)
-            result[in_pool] = diffuse(*own, n_neighbors=n, groups=of_pool)
-            smooth_train = partial(
-                diffuse_queries, n_neighbors=n, query_groups=of_queries, pool_groups=of_pool
-            )
-        if options["pool"] == "test":
-            result[train] = smooth_train(*queries, *own)
+            result[in_pool] = diffuse(*pool, n_neighbors=n, groups=clip[in_pool])
     return average_segments(result, rows.clip, clips)
 
 

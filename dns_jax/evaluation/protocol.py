@@ -79,7 +79,7 @@ def score_systems(
         "oracle": None,
         "section_oracle": {},
         "warnings": [],
-        "normal": {},
+        "scale": {},
     }
 
     def choose(candidates, default_size):
@@ -137,42 +137,50 @@ def score_systems(
                 names = ("size", "data", "auc")
                 selection["section_oracle"][str(section)] = dict(zip(names, best, strict=True))
         of_segments = by_inliers[_take_default(by_inliers, config.inlier.default_clusters)]
-        names = [*test["clip"], *train["clip"]]
         generative = score_generatively(segments, of_segments, config.smoothing, seed)
         for system, options in list_variants(config.smoothing).items():
             preemption.stop_if_reached()
-            found = score_label_free(segments, generative, options, config.smoothing, names)
-            scores[system] = found[: len(test)], found[len(test) :]
-    selection["normal"] = {system: _sum_up(train, of) for system, (_, of) in scores.items()}
+            how = segments, generative, options, config.smoothing
+            scores[system] = score_label_free(*how, test["clip"]), None
+    selection["scale"] = {
+        system: _sum_up(*((test, of_test) if of_train is None else (train, of_train)))
+        for system, (of_test, of_train) in scores.items()
+    }
     if not is_first():
         return
     if inliers:
         save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
+    called = {}  # {section: recordings that the autoencoder calls anomalous}
     for system, (of_test, of_train) in scores.items():
         folder = directory / "scores" / system
         for section in sorted(set(test["section"])):
+            of_section = of_test[(test["section"] == section).to_numpy()]
             threshold, how = np.nan, "not found: no test recording can be used"
-            if section in present:
+            if section in present and of_train is None:
+                threshold, how = score_files.place_threshold(of_section, called[section]), ""
+            elif section in present:
                 threshold, how = score_files.fit_threshold(
                     of_train[(train["section"] == section).to_numpy()],
                     config.threshold_percentile,
                 )
-            if how != "gamma":
+            if system == "ae":
+                called[section] = int(np.sum(of_section > threshold))
+            if how not in ("gamma", ""):
                 say(f"{machine} section {section:02d}, {system}: threshold {how}")
             _write_section(folder, test, of_test, section, threshold, config.data.year)
     write_text(directory / "selection.json", json.dumps(selection, indent=1) + "\n")
 
 
-def _sum_up(train, scores):
-    """{section: mean and standard deviation of its training recordings' scores}, where known."""
-    normal = {}
-    for section in sorted(set(train["section"])):
-        of_section = scores[(train["section"] == section).to_numpy()]
+def _sum_up(clips, scores):
+    """{section: mean and standard deviation of its recordings' scores}, where there are some."""
+    scale = {}
+    for section in sorted(set(clips["section"])):
+        of_section = scores[(clips["section"] == section).to_numpy()]
         of_section = of_section[np.isfinite(of_section)]
         if len(of_section) > 1:
             deviation = float(np.std(of_section, ddof=1))
-            normal[str(section)] = {"mean": float(np.mean(of_section)), "deviation": deviation}
-    return normal
+            scale[str(section)] = {"mean": float(np.mean(of_section)), "deviation": deviation}
+    return scale
 
 
 def _take_default(candidates, default_size):

@@ -1,8 +1,10 @@
 """Which recordings to listen to first: the test recordings of a run by how far they stand out.
 
 Scores of sections are not on one scale. What a recording is ranked by is how many standard
-deviations its score lies above those of the section's normal training recordings (smoothed as
-queries against the test pool, as for the decision threshold).
+deviations its score lies above those of the section's normal training recordings (for Proposed
+these are smoothed as queries against the test pool, as for the decision threshold). Label-free
+scores tell only recordings that are tested together from each other: those of the section's test
+recordings take the place of the normal ones.
 """
 
 from collections import Counter
@@ -10,6 +12,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from dns_jax.evaluation.label_free import TOGETHER
 from dns_jax.evaluation.outcomes import Outcome
 from dns_jax.evaluation.systems import take_unit
 from dns_jax.scoring import Segments
@@ -29,7 +32,8 @@ def rank_recordings(outcome: Outcome, smoothing) -> pd.DataFrame:
 
     Returns:
       `COLUMNS`: system, `Outcome.system`; its score; deviations from
-      the normal training recordings [standard deviations]; anomalous, the decision (0, 1); the
+      the normal training recordings, or for Label-free from the test recordings [standard
+      deviations]; anomalous, the decision (0, 1); the
       autoencoder's score and the rank by it; nearest, the names of the recordings that most of its
       segments are nearest to in the discriminative feature space, `;` between them.
     """
@@ -39,9 +43,9 @@ def rank_recordings(outcome: Outcome, smoothing) -> pd.DataFrame:
     tested["score"], tested["ae_score"] = tested[system], tested["ae"]
     for name in (system, "ae"):
         tested[f"{name}_deviations"] = np.nan
-        normal = outcome.selection.get("normal", {}).get(name, {})
+        scale = outcome.selection["scale"].get(name, {})
         for section, members in tested.groupby("section").indices.items():
-            of_section = normal.get(str(section), {"deviation": 0})
+            of_section = scale.get(str(section), {"deviation": 0})
             if of_section["deviation"] > 0:
                 above = tested[name].to_numpy()[members] - of_section["mean"]
                 rows = tested.index[members], f"{name}_deviations"
@@ -93,10 +97,11 @@ def find_neighbours(rows: Segments, data: str, count: int) -> np.ndarray:
 def _list_nearest(outcome, smoothing, count=3):
     """{recording: the other recordings that its segments are nearest to}."""
     test = outcome.segments.select(outcome.segments.split == "test")
+    data = "all" if outcome.system == TOGETHER else outcome.choice[1]
     nearest = {}
     for section in np.unique(test.section):
         rows = take_unit(test.select(test.section == section), smoothing["unit"])
-        found = find_neighbours(rows, outcome.choice[1], count)
+        found = find_neighbours(rows, data, count)
         for clip in np.unique(rows.clip):
             names = rows.clip[found[rows.clip == clip]][found[rows.clip == clip] >= 0]
             nearest[str(clip)] = [name for name, _ in Counter(names.tolist()).most_common(count)]

@@ -30,6 +30,8 @@ from dns_jax.files import write_text
 SUSPECTS = 10  # recordings described for each machine
 NORMAL = 100  # training recordings of a section that a recording's spectrum is compared with
 
+_MEASURE = {False: "normal training", True: "test"}  # recordings, whether it is Label-free
+
 CAPTIONS = {
     "neighbours": (
         "The metric against K",
@@ -114,6 +116,7 @@ def write_report(
         machines=pages,
         names=machines,
         summary=_summarise(config, everything),
+        measure=_MEASURE[(everything["system"] == TOGETHER).any()],
         embedded=embedded,
         dot={
             "segment": f"a segment of {config.data.segment_seconds:g} s",
@@ -168,14 +171,16 @@ def _file_figure(figure, path, title, caption):
 
 
 def _summarise(config, ranking):
+    how = (
+        f"their score lies above percentile {config.threshold_percentile:g} of those of the normal "
+        "training recordings (of a gamma distribution fitted to them, where it fits)"
+    )
+    if (ranking["system"] == TOGETHER).any():
+        how = "in each section as many as by the autoencoder's score alone"
     called = int((ranking["anomalous"] == 1).sum())
     count = len(config.seeds)
     seeds = f" (of {count} seeds the first, {config.seeds[0]}, counts here)" if count > 1 else ""
-    return (
-        f"{len(ranking):,} test recordings{seeds}; {called:,} are called anomalous, their score "
-        f"lies above percentile {config.threshold_percentile:g} of those of the normal training "
-        "recordings (of a gamma distribution fitted to them, where it fits)."
-    )
+    return f"{len(ranking):,} test recordings{seeds}; {called:,} are called anomalous, {how}."
 
 
 def _describe_machine(outcome, smoothing):
@@ -187,7 +192,10 @@ def _describe_machine(outcome, smoothing):
         changed = ", ".join(
             f"{name} {value}" for name, value in list_variants(smoothing)[TOGETHER].items()
         )
-        text = f"The score is that without labels, of {rows} ({changed}); no label has chosen it."
+        text = (
+            f"The score is that without labels, of {rows} ({changed}); no label has chosen it. "
+            "The feature space below has a_prop of Proposed."
+        )
     else:
         k, data = outcome.choice
         chosen = outcome.selection["proposed"]["how"]
@@ -212,8 +220,8 @@ def _give_reasons(row, recording, spectra, outcome, config):
         else f"{row.deviations:.1f} standard deviations above"
     )
     reasons = [
-        f"Score {row.score:.4g}, {above} the normal training recordings of section "
-        f"{row.section:02d}: {verdict}; {row.domain} domain."
+        f"Score {row.score:.4g}, {above} the {_MEASURE[row.system == TOGETHER]} recordings of "
+        f"section {row.section:02d}: {verdict}; {row.domain} domain."
     ]
     band = exhibits.describe_band(recording["spectrum"], spectra[row.section], config)
     if band:
@@ -221,7 +229,7 @@ def _give_reasons(row, recording, spectra, outcome, config):
         more = "stronger" if difference > 0 else "weaker"
         reasons.append(
             f"Most unusual at equal loudness: {low:,.0f} to {high:,.0f} Hz, {abs(difference):.1f} "
-            f"dB {more} than in those."
+            f"dB {more} than in normal training recordings."
         )
     if len(start) > 1:
         reasons.append(

@@ -106,6 +106,18 @@ def write_decisions(path: str | Path, files: Sequence[str], decisions: ArrayLike
     _write_rows(path, files, [words.get(value, "nan") for value in values])
 
 
+def place_threshold(scores: ArrayLike, count: int) -> float:
+    """Find the score above which `count` of some scores lie (fewer, where some are equal).
+
+    Args:
+      scores: [clips], NaN where a clip was not scored.
+      count: at least 0.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    descending = -np.sort(-scores[~np.isnan(scores)])
+    return float(descending[count]) if count < len(descending) else -np.inf
+
+
 def fit_threshold(training_scores: ArrayLike, percentile: float = 90) -> tuple[float, str]:
     """Find the score above which a clip is called anomalous.
 

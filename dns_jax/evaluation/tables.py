@@ -7,12 +7,12 @@ Both tables take `selections`, one dict per machine and seed::
      "serial_oe": choice, "proposed": choice, "oracle": choice,    # None where there was none
      "section_oracle": {"<section>": {"size": int, "data": str, "auc": float}},
      "warnings": [str],                                            # of `guard`
-     "normal": {system: {"<section>": {"mean": float, "deviation": float}}}}
+     "scale": {system: {"<section>": {"mean": float, "deviation": float}}}}
 
 where a choice holds size, data and how (`selection.Choice`), `section_oracle` what Oracle chooses
-for one evaluation section alone, and `normal` what the normal training recordings score. Whether
-the paper's rows belong there is the caller's to say (`dcase2021`): other recordings may bear the
-same machine names.
+for one evaluation section alone, and `scale` what the recordings score by which a ranking measures:
+the normal training recordings, and beyond the paper the test recordings. Whether the paper's rows
+belong there is the caller's to say (`dcase2021`): other recordings may bear the same machine names.
 """
 
 from collections.abc import Mapping, Sequence

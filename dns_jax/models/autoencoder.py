@@ -100,6 +100,6 @@ def describe_segments(
 
     def average(x):
         x = x.mean(axis=1)
-        return x.reshape(len(x), autoencoder.adjacent, -1).mean(axis=1)
+        return x.reshape(x.shape[0], autoencoder.adjacent, -1).mean(axis=1)
 
     return jnp.mean(jnp.square(residual), axis=(-2, -1)), average(vectors), average(residual)

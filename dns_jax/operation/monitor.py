@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
-from dns_jax.commands import make_parser, say, stop, stopping
+from dns_jax.commands import make_parser, say, stopping
 from dns_jax.data.refusals import ConfigError, printable
 from dns_jax.operation.board import Board
 from dns_jax.operation.ledger import Ledger
@@ -43,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     keep_freed_memory()
     with stopping():
-        try:
-            _run(call)
-        except (MemoryError, RuntimeError) as error:  # also of JAX: the device may be lost
-            said = " ".join(str(error).split())[:500]
-            stop(f"{type(error).__name__}: {said}; nothing is lost, start again", 1)
+        _run(call)
 
 
 def _parse_call(argv):
