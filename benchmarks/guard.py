@@ -5,7 +5,9 @@ python benchmarks/guard.py CELLS --seeds 5 6
 In the pools of `beyond.py` (50 and 10 % anomalous, the networks' own SNR and shifted ones) the
 warning is given or not without labels, and then the labels say whether eq. 7 with K = 32 ranks
 worse than a_G (AUC), and whether a_G ranks backwards; and what eq. 7 gains by the share that K has
-of the pool. Prints Markdown tables. The threshold was set on seeds 0 to 4.
+of the pool. Last, how well what is seen without labels tells the pools that eq. 7 makes worse from
+the others (AUC): little agreement, neighbours that are no nearer than other rows, features of many
+dimensions. Prints Markdown tables. The threshold was set on seeds 0 to 4.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from beyond import IDS, SHIFTED, SNRS, draw_rows, take_pool
+from sklearn.metrics import pairwise_distances
 from tqdm import tqdm
 
 from dns_jax import smooth_sweep
@@ -23,17 +26,30 @@ from dns_jax.evaluation.metrics import compute_auc
 
 PERCENT = (50, 10)
 KS = (32, 64, 128, 256)
+SEEN = {
+    "agreement": "a_G and SerialOE do not agree",
+    "nearness": "neighbours no nearer than others",
+    "dimensions": "many dimensions",
+}
 
 
-def measure_pool(pool: dict[str, np.ndarray]) -> tuple[float, list[float], int]:
-    """Return the agreement, the AUC of a_G and of eq. 7 for each of `KS`, and the rows."""
+def measure_pool(pool: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the rows, what is `SEEN`, and the AUC of a_G and of eq. 7 for each of `KS`."""
     rows = len(pool["label"])
     clips = pd.DataFrame({"section": np.zeros(rows, int), "domain": "source"})
     ((_, _, agreement),) = measure_agreement(clips, pool["ae"], pool["serial_oe"])
     ks = [min(k, rows) for k in KS]
     smoothed = smooth_sweep(pool["ae"].astype(np.float32), pool["feature"], ks)
-    scores = [pool["ae"], *np.asarray(smoothed)]
-    return agreement, [compute_auc(pool["label"], x) for x in scores], rows
+    distances = np.sort(pairwise_distances(pool["feature"].astype(np.float64)), axis=1)[:, 1:]
+    centred = pool["feature"] - pool["feature"].mean(axis=0)
+    axes = np.square(np.linalg.svd(centred, compute_uv=False))
+    aucs = [compute_auc(pool["label"], x) for x in (pool["ae"], *np.asarray(smoothed))]
+    return {
+        "rows": rows,
+        "agreement": agreement,
+        "nearness": distances[:, : KS[0] - 1].mean() / distances.mean(),
+        "dimensions": axes.sum() ** 2 / np.square(axes).sum(),
+    } | dict(zip(("a_G", *KS), aucs, strict=True))
 
 
 def measure(cells: Path, machines: list[str], seeds: list[int]) -> pd.DataFrame:
@@ -47,10 +63,9 @@ def measure(cells: Path, machines: list[str], seeds: list[int]) -> pd.DataFrame:
             rng = np.random.default_rng((seed, percent, number))
             drawn = of_id[draw_rows(cell["label"][of_id], percent, rng)]
             for tested in SNRS if snr == SHIFTED else (snr,):
-                agreement, aucs, size = measure_pool(take_pool(cell, tested, number, drawn))
-                rows.append((tested != snr, percent, size, agreement, *aucs))
-    names = ["shift", "percent", "rows", "agreement", "a_G", *KS]
-    return pd.DataFrame(rows, columns=names)
+                measured = measure_pool(take_pool(cell, tested, number, drawn))
+                rows.append({"shift": tested != snr, "percent": percent} | measured)
+    return pd.DataFrame(rows)
 
 
 def count(part: pd.DataFrame) -> str:
@@ -88,6 +103,16 @@ def main() -> None:
             )  # fmt: skip
             cells.append(f"{len(gains)} | {100 * gains.mean():+.1f}" if len(gains) else "0 | -")
         print(f"| {low:.0%} to {high:.0%} | {' | '.join(cells)} |")
+    parts = dict(list(pools.groupby(["shift", "percent"], sort=False)))
+    heads = [f"{'shift' if shift else 'no shift'}, {percent} %" for shift, percent in parts]
+    print(f"\n| seen without labels | {' | '.join(heads)} |\n|{' --- |' * (len(heads) + 1)}")
+    for name, what in SEEN.items():
+        sign = -1 if name == "agreement" else 1
+        cells = [
+            f"{100 * compute_auc((part[KS[0]] < part['a_G']).astype(int), sign * part[name]):.0f}"
+            for part in parts.values()
+        ]
+        print(f"| {what} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
