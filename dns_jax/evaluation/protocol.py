@@ -150,14 +150,14 @@ def score_systems(
         return
     if inliers:
         save_inliers(directory / "inlier.npz", inliers[serial_oe[:2]])
-    called = {}  # {section: recordings that the autoencoder calls anomalous}
+    called = {}  # {section: recordings that the autoencoder calls anomalous}, see docs/beyond.md
     for system, (of_test, of_train) in scores.items():
         folder = directory / "scores" / system
         for section in sorted(set(test["section"])):
             of_section = of_test[(test["section"] == section).to_numpy()]
             threshold, how = np.nan, "not found: no test recording can be used"
             if section in present and of_train is None:
-                threshold, how = score_files.place_threshold(of_section, called[section]), ""
+                threshold, how = score_files.place_threshold(of_section, called[section]), "placed"
             elif section in present:
                 threshold, how = score_files.fit_threshold(
                     of_train[(train["section"] == section).to_numpy()],
@@ -165,7 +165,7 @@ def score_systems(
                 )
             if system == "ae":
                 called[section] = int(np.sum(of_section > threshold))
-            if how not in ("gamma", ""):
+            if how not in ("gamma", "placed"):
                 say(f"{machine} section {section:02d}, {system}: threshold {how}")
             _write_section(folder, test, of_test, section, threshold, config.data.year)
     write_text(directory / "selection.json", json.dumps(selection, indent=1) + "\n")

@@ -31,11 +31,11 @@ def rank_recordings(outcome: Outcome, smoothing) -> pd.DataFrame:
       smoothing: `config.smoothing`, unit and scope of the pools.
 
     Returns:
-      `COLUMNS`: system, `Outcome.system`; its score; deviations from
-      the normal training recordings, or for Label-free from the test recordings [standard
-      deviations]; anomalous, the decision (0, 1); the
-      autoencoder's score and the rank by it; nearest, the names of the recordings that most of its
-      segments are nearest to in the discriminative feature space, `;` between them.
+      `COLUMNS`: system, `Outcome.system`; its score; deviations from the normal training
+      recordings, or for Label-free from the test recordings [standard deviations]; anomalous, the
+      decision (0, 1); the autoencoder's score and the rank by it; nearest, the names of the
+      recordings that most of its segments are nearest to in the discriminative feature space, `;`
+      between them.
     """
     system = outcome.system
     tested = outcome.tested.assign(machine=outcome.machine, system=system, nearest="")
