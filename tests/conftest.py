@@ -1,5 +1,6 @@
 """What every test shares: eight virtual CPU devices, and where the real recordings lie."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -44,10 +45,16 @@ def small_call(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished_run(small_call, tmp_path_factory):
-    """The workdir of that run, which nothing has stopped."""
-    folder = tmp_path_factory.mktemp("finished_run")
-    Processes(*small_call, f"--workdir={folder}/run", devices=2, folder=folder).finish()
+def finished_run(tmp_path_factory):
+    """The workdir of that run, which nothing has stopped; one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished_run"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "table2.csv").exists():
+            call = write_small_run(folder)
+            Processes(*call, f"--workdir={folder}/run", devices=2, folder=folder).finish()
     return folder / "run"
 
 

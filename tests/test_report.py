@@ -49,7 +49,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def small_umap():
-    """UMAP is tried where it matters; the other runs take the first two features."""
+    """UMAP is tried in test_figures; the runs here take the first two features."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "place_features", lambda features, seed=0: features[:, :2])
         from dns_jax.evaluation import spaces
@@ -64,7 +64,7 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(tree, tmp_path_factory):
+def run(tree, tmp_path_factory, small_umap):
     """A finished run with its report."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     experiment.run(make_config(tree, **{"report.write": True}), workdir)
