@@ -96,13 +96,19 @@ def train(network, devices, way, dtype):
         for step in range(STEPS):
             state, total = program.run(state, program.prepare(step, 1), step, 1)
             sums.append(np.float64(total))
-        last = nnx.merge(nnx.graphdef(model), state.params, state.statistics)
+        graph = nnx.graphdef(model)
+
+        @jax.jit
+        def apply(params, statistics, segments):
+            last = nnx.merge(graph, params, statistics)
+            # Not by the running statistics: they lag behind biases that batch norms make void,
+            # whose gradients are rounding, which Adam makes as large as any other.
+            if network == "autoencoder":
+                return last(last.extract(segments), train=True)
+            return last(segments, train=True, key=jax.random.key(0))
+
         segments = RECORDINGS.crop(np.arange(16), np.zeros(16, int), 2000).astype(dtype)
-        outputs = last.extract(segments) if network == "autoencoder" else segments
-        more = {"key": jax.random.key(0)} if network == "serial_oe" else {}
-        # Not by the running statistics: they lag behind biases that batch norms make void, whose
-        # gradients are rounding, which Adam makes as large as any other.
-        outputs = np.asarray(last(outputs, train=True, **more))
+        outputs = np.asarray(apply(*jax.device_get((state.params, state.statistics)), segments))
         assert outputs.dtype == dtype
         params, statistics = jax.tree.map(np.asarray, (state.params, state.statistics))
         return Trained(np.diff(sums), outputs, params, statistics)
