@@ -45,13 +45,13 @@ def assert_close(got, expected):
 
 
 @given(pools())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_neighbours_are_those_of_a_stable_sort(pool):
     assert_close(smooth(**pool), expect(**pool))
 
 
 @given(pools(WILD))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_non_finite_features_are_nobodys_neighbours(pool):
     assert_close(smooth(**pool), expect(**pool))
 
